@@ -1,0 +1,177 @@
+"""The configuration tree: frozen, strict, each part named after the component that it configures.
+
+A recipe is a YAML file with any subset of the tree; what is left out keeps its default. Unknown keys are refused.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A recipe does not fit the tree; the message names the field, the value and the fix."""
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Settings):
+    """Which answerer, which encoder, and how they run."""
+
+    base: str = Field("package:smollm2", pattern=r"^(hf|package|scratch):.+")
+    encoder: str = Field("package:minilm", pattern=r"^(hf|package):.+")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on CUDA, float32 on a CPU
+    max_new_tokens: int = Field(24, ge=1, le=1024)
+    max_prompt_tokens: int = Field(1024, ge=32)
+
+
+class MemorySettings(Settings):
+    """Reading: softmax(memory . x / sqrt(d)) over the lessons and a null slot."""
+
+    strategy: Literal["adaptive", "copy", "context", "weights"] = "adaptive"
+    candidates: int = Field(16, ge=1, le=1024, description="lessons that the first stage hands to the router")
+    gate: float = Field(0.5, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
+    alpha_min: float = Field(0.02, gt=0, le=1, description="floor of the belief's step size")
+    trust: dict[str, float] = Field(default_factory=lambda: {"ask": 1.0, "teach": 1.0, "admin": 1.0})
+
+
+class MemoryLayerSettings(Settings):
+    """The slots inside the transformer. Layer numbers count from 0 and name the decoder layer."""
+
+    key_layer: int = Field(6, ge=0, description="layer whose mean prompt state addresses the slots")
+    value_layers: tuple[int, ...] = Field((12, 18, 24), min_length=1)
+    top_k: int = Field(4, ge=1)
+    temperature: float = Field(0.02, gt=0, description="softmax temperature on cosine similarity")
+    null_quantile: float = Field(0.99, gt=0, lt=1, description="replayed prompts that must fall to the null slot")
+
+
+class TrainSettings(Settings):
+    """One cycle of writing into the weights: theta <- theta + alpha * (error * input)."""
+
+    method: str = Field("memory", pattern=r"^(memory|full|upper:\d+)$")
+    optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
+    learning_rate: float = Field(0.02, gt=0)
+    epochs: int = Field(16, ge=1)
+    batch_size: int = Field(32, ge=1, description="global batch, split over the workers")
+    replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
+    replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    seed: int = 0
+    memory: MemoryLayerSettings = MemoryLayerSettings()
+
+
+class ScalingSettings(Settings):
+    """How Ray places the training; threads are explicit because Ray ties OMP_NUM_THREADS to num_cpus."""
+
+    workers: int = Field(2, ge=0)
+    use_gpu: bool = False
+    cpus_per_worker: float = Field(0.5, gt=0)
+    gpus_per_worker: float = Field(1.0, gt=0)
+    threads_per_worker: int = Field(1, ge=1)
+    nice: int = Field(10, ge=0, le=19)
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    placement_timeout_s: float = Field(60.0, gt=0)
+
+
+class GateSettings(Settings):
+    """Non-inferiority margins and floors; a challenger that misses one is refused with the reason."""
+
+    retention_margin: float = Field(0.02, ge=0, le=1)
+    unrelated_margin: float = Field(0.05, ge=0, le=1)
+    earlier_margin: float = Field(0.05, ge=0, le=1)
+    new_lessons_margin: float = Field(0.02, ge=0, le=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    unrelated_probes: int = Field(100, ge=1)
+    retention_probes: int = Field(300, ge=1)
+
+
+class ServeSettings(Settings):
+    """The endpoint. CPU shares are fractional so that serving and training fit on two cores."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1)
+    cpus_per_replica: float = Field(0.5, gt=0)
+    gpus_per_replica: float = Field(0.0, ge=0)
+    threads_per_replica: int = Field(2, ge=1)
+    max_batch: int = Field(16, ge=1)
+    batch_wait_ms: float = Field(5.0, ge=0)
+    max_ongoing_requests: int = Field(64, ge=1)
+    max_queued_requests: int = Field(256, ge=1)
+    request_timeout_s: float = Field(60.0, gt=0)
+    poll_ms: float = Field(50.0, gt=0, description="how often a replica looks for new events and a new champion")
+    max_question_chars: int = Field(4000, ge=1)
+
+
+class Recipe(Settings):
+    """The whole tree."""
+
+    model: ModelSettings = ModelSettings()
+    memory: MemorySettings = MemorySettings()
+    train: TrainSettings = TrainSettings()
+    scaling: ScalingSettings = ScalingSettings()
+    gate: GateSettings = GateSettings()
+    serve: ServeSettings = ServeSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.train.replay_ratio == 0 and self.train.replay_weight not in (0.0, 1.0):
+            raise ValueError("train.replay_weight has no effect while train.replay_ratio is 0: raise the ratio or drop the weight")
+        if self.scaling.use_gpu and self.scaling.backend == "gloo":
+            raise ValueError("scaling.backend is 'gloo' while scaling.use_gpu is true: use 'nccl' or 'auto'")
+        return self
+
+    def with_changes(self, changes: dict[str, Any]) -> Recipe:
+        """A new recipe with dotted fields replaced, checked again: ``{"train.learning_rate": 0.1}``."""
+        tree = self.model_dump()
+        for dotted, value in changes.items():
+            *parents, leaf = dotted.split(".")
+            node = tree
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+                if node is None:
+                    raise ConfigError(f"unknown field {dotted!r}: the recipe has {', '.join(tree)}")
+            node[leaf] = value
+        return parse_recipe(tree, origin="the changed recipe")
+
+    def write(self, path: str | Path) -> None:
+        Path(path).write_text(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def parse_recipe(tree: Any, *, origin: str) -> Recipe:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin}: expected a mapping with {', '.join(Recipe.model_fields)}, got {type(tree).__name__}")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+
+
+def _explain(item: Any) -> str:
+    field = ".".join(map(str, item["loc"])) or "the recipe"
+    if item["type"] != "extra_forbidden":
+        return f"{field} = {item['input']!r:.80}: {item['msg']}"
+    node: Any = Recipe
+    for part in item["loc"][:-1]:
+        node = node.model_fields[part].annotation
+    return f"{field} = {item['input']!r:.80}: unknown field; known here: {', '.join(node.model_fields)}"
+
+
+def load_recipe(path: str | Path | None) -> Recipe:
+    """The recipe in a YAML file, or the default one for ``None``."""
+    if path is None:
+        return Recipe()
+    try:
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe; examples stand in examples/*.yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from None
+    return parse_recipe(tree or {}, origin=str(path))

@@ -1,0 +1,57 @@
+"""The records that travel through the event log: plain frozen data, no storage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import uuid4
+
+SCHEMA_VERSION = 1
+
+EventKind = Literal["answer", "feedback", "lesson"]
+Role = Literal["ask", "teach", "admin"]
+Scope = Literal["session", "user", "tenant", "global"]
+
+# What a lesson event does to the slot that it names.
+LessonOp = Literal["correct", "rate", "retract"]
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}_{uuid4().hex}"
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event before the log has given it its place.
+
+    ``body`` by kind:
+
+    - ``answer``: request_id, messages, question, answer, strategy, lessons (ids), model_version, milliseconds
+    - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons
+    - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, value (for a rating)
+    """
+
+    kind: EventKind
+    body: dict[str, Any]
+    source: str  # who said it: the key's name, or the name that the client gave
+    role: Role = "ask"
+    tenant: str = "default"
+    scope: Scope = "global"
+    scope_id: str = ""  # the user's or session's name where scope is user or session
+    event_id: str = field(default_factory=lambda: new_id("evt"))
+    time: str = field(default_factory=utc_now)
+    feedback_id: str | None = None  # the client's idempotency key
+    response_id: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Event(NewEvent):
+    """An event with its place in commit order."""
+
+    seq: int = 0
