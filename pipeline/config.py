@@ -44,11 +44,20 @@ class MemorySettings(Settings):
 class MemoryLayerSettings(Settings):
     """The slots inside the transformer. Layer numbers count from 0 and name the decoder layer."""
 
-    key_layer: int = Field(6, ge=0, description="layer whose mean prompt state addresses the slots")
+    key_layer: int = Field(4, ge=0, description="layer whose mean question state addresses the slots")
     value_layers: tuple[int, ...] = Field((12, 18, 24), min_length=1)
     top_k: int = Field(4, ge=1)
     temperature: float = Field(0.02, gt=0, description="softmax temperature on cosine similarity")
-    null_quantile: float = Field(0.99, gt=0, lt=1, description="replayed prompts that must fall to the null slot")
+    ridge: float = Field(0.1, gt=0, description="added to the whitening's eigenvalues, in units of their mean")
+    null_quantile: float = Field(0.999, gt=0, le=1, description="near-misses that each key must leave to the null slot")
+
+    @model_validator(mode="after")
+    def _keys_below_values(self) -> Self:
+        if self.key_layer >= min(self.value_layers):
+            raise ValueError(
+                f"key_layer {self.key_layer} must lie below every value layer {self.value_layers}: lower key_layer"
+            )
+        return self
 
 
 class TrainSettings(Settings):

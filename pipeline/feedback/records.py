@@ -31,9 +31,11 @@ class NewEvent:
 
     ``body`` by kind:
 
-    - ``answer``: request_id, messages, question, answer, strategy, lessons (ids), model_version, milliseconds
+    - ``answer``: request_id, messages, question, answer, strategy, lessons ([{lesson_id, weight}]), model_version,
+      milliseconds
     - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons
-    - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, value (for a rating)
+    - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, value (for a rating),
+      line (the other fields of a taught lesson line)
     """
 
     kind: EventKind

@@ -1,0 +1,54 @@
+"""``agm ask``: one question to the endpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from jobs import credentials, entry
+from pipeline.home import submitter_home
+from serve.client import Client, Reply
+
+
+def command(
+    question: Annotated[str, typer.Argument(help="in plain words, in quotes")],
+    strategy: Annotated[
+        Literal["adaptive", "copy", "context", "weights"] | None,
+        typer.Option(help="weights: without the lesson memory; default: the recipe's"),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="the end user; his own corrections are read for him alone")] = None,
+    url: entry.Url = entry.DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="the endpoint's whole reply")] = False,
+) -> None:
+    """Ask the endpoint; prints the answer, the strategy that gave it, and the lessons that it rests on.
+
+    The key is AGM_KEY, else this home's own.
+
+    Example: `agm ask 'What is the currency of Croatia?'`
+    """
+    with Client(url, credentials.key_for(submitter_home(), "ask")) as client:
+        reply = client.ask(question, strategy=strategy, user=user)
+    if as_json:
+        entry.console.print_json(json.dumps(reply.raw))
+    else:
+        _show(reply)
+
+
+def _show(reply: Reply) -> None:
+    entry.console.print(reply.text, markup=False, highlight=False, soft_wrap=True)
+    facts = (
+        f"{reply.strategy} · model version {reply.model_version} · {reply.milliseconds:.0f} ms · {reply.response_id}"
+    )
+    entry.console.print(f"[dim]{escape(facts)}[/dim]", highlight=False, soft_wrap=True)
+    for lesson in reply.lessons:
+        cited = f"{lesson['lesson_id']} ({lesson['weight']:.2f}): {lesson['question']} → {lesson['answer']}"
+        entry.console.print(f"[dim]  {escape(cited)}[/dim]", highlight=False, soft_wrap=True)
+
+
+main = entry.main(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""``agm serve``: the endpoint, until Ctrl-C."""
+
+from __future__ import annotations
+
+import threading
+from typing import Annotated
+
+import typer
+
+from jobs import credentials, entry, local
+from jobs.initialise import initialise
+from pipeline.config import load_recipe
+from pipeline.home import submitter_home
+
+
+def command(
+    recipe: entry.RecipePath = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one; default: the recipe's")] = None,
+    host: Annotated[str | None, typer.Option(help="default: the recipe's, 127.0.0.1")] = None,
+) -> None:
+    """Serve the champion over HTTP until Ctrl-C: OpenAI's API, feedback, lessons, and a page at /.
+
+    The first start makes the default answerer champion, and one key a role in AGM_HOME/credentials.json.
+
+    Example: `agm serve --recipe examples/laptop.yaml --port 8000`
+    """
+    from serve import deploy
+
+    home = submitter_home()
+    settings = load_recipe(recipe).with_changes({"serve.host": host} if host else {})
+    with local.connect(home, settings):
+        with entry.console.status("starting the endpoint"):
+            initialise(home, settings)
+            endpoint = deploy.start(home, settings, port=port)
+        _announce(endpoint.url, endpoint.model_version, str(credentials.path(home)))
+        try:
+            threading.Event().wait()
+        finally:
+            deploy.stop()
+
+
+def _announce(url: str, version: int, keys: str) -> None:
+    entry.console.print(
+        f"serving model version {version} at [bold]{url}[/bold] (keys: {keys}); Ctrl-C stops", soft_wrap=True
+    )
+    entry.console.print(f"try:  agm ask 'What is the capital of France?' --url {url}", markup=False, soft_wrap=True)
+
+
+main = entry.main(command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""``agm teach``: lessons to the endpoint, one or a file of them."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from jobs import credentials, entry
+from pipeline.data.lines import LessonLine, read_lines
+from pipeline.home import submitter_home
+from serve.client import Client
+
+
+def command(
+    question: Annotated[str | None, typer.Argument(help="in quotes")] = None,
+    answer: Annotated[str | None, typer.Argument(help="the right one, in quotes")] = None,
+    file: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="lesson lines (JSONL)")] = None,
+    url: entry.Url = entry.DEFAULT_URL,
+) -> None:
+    """Teach the endpoint a lesson: the next answer is already right. A line of a file is taught once, however often
+    the file is sent.
+
+    The key is AGM_KEY, else this home's own.
+
+    Example: `agm teach 'What is the currency of Croatia?' 'the euro'`, or `agm teach --file lessons.jsonl`
+    """
+    lines = _lines(question, answer, file)
+    with Client(url, credentials.key_for(submitter_home(), "teach")) as client:
+        receipts = [
+            client.teach(line, feedback_id=_feedback_id(line) if file else None)
+            for line in track(lines, "teaching", console=entry.console, transient=True, disable=file is None)
+        ]
+    new = sum(not receipt["duplicate"] for receipt in receipts)
+    known = f", {len(lines) - new} known already" if new < len(lines) else ""
+    last = f" ({receipts[-1]['lesson_id']})" if len(receipts) == 1 else ""
+    entry.console.print(f"{new} lesson(s) taught{known}{last}", highlight=False)
+
+
+def _lines(question: str | None, answer: str | None, file: Path | None) -> list[LessonLine]:
+    if file and question is None:
+        return read_lines(file, LessonLine)
+    if question and answer and file is None:
+        return [LessonLine(question=question, answer=answer)]
+    raise entry.UserError("give a question and its answer, or --file with lesson lines")
+
+
+def _feedback_id(line: LessonLine) -> str:
+    """The same line has the same idempotency key."""
+    return "line_" + sha256(line.model_dump_json(exclude_none=True).encode()).hexdigest()[:40]
+
+
+main = entry.main(command)
+
+if __name__ == "__main__":
+    main()

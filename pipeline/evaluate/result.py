@@ -1,0 +1,58 @@
+"""The one result schema: every tool that measures writes it, every report reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
+
+from pipeline.evaluate.metrics import Interval
+from pipeline.evaluate.protocol import PROTOCOL
+
+SCHEMA = "agm-result-v1"
+
+Measures = Mapping[str, Interval]  # metric -> figure
+
+
+class Result(BaseModel):
+    """``systems`` is {system: {length: {metric: figure}}}; lengths are written as strings because JSON keys are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    format: Literal["agm-result-v1"] = Field("agm-result-v1", alias="schema")  # "schema" is taken by pydantic
+    protocol: str = PROTOCOL
+    measures: dict[str, Any] = Field(default_factory=dict)
+    systems: dict[str, dict[str, dict[str, Interval]]] = Field(default_factory=dict)
+
+    def write(self, path: str | Path) -> None:
+        Path(path).write_text(self.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+    def metrics(self) -> list[str]:
+        """Every metric that some system has, in the order of first appearance."""
+        cells = (cell for lengths in self.systems.values() for cell in lengths.values())
+        return list(dict.fromkeys(metric for cell in cells for metric in cell))
+
+
+def table(result: Result, title: str | None = None) -> Table:
+    """One row per system and length, one column per metric, each figure with its bounds."""
+    metrics = result.metrics()
+    drawn = Table(title=title, caption=f"protocol {result.protocol}")
+    drawn.add_column("system")
+    drawn.add_column("lessons", justify="right")
+    for metric in metrics:
+        drawn.add_column(metric, justify="right")
+    for system, lengths in result.systems.items():
+        for length, cell in lengths.items():
+            drawn.add_row(system, length, *(_figure(cell.get(metric)) for metric in metrics))
+    return drawn
+
+
+def _figure(found: Interval | None) -> str:
+    return "–" if found is None or found.n == 0 else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"

@@ -1,0 +1,237 @@
+"""From what a client says to what the log keeps: answers given, feedback, and the lesson that feedback causes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pipeline.data.lines import MAX_TEXT, LessonLine
+from pipeline.evaluate.protocol import Message
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.keys import Key
+from pipeline.feedback.records import Event, NewEvent, Scope, new_id
+from pipeline.memory.belief import slot_id
+
+FeedbackKind = Literal["rating", "correction", "comment"]
+CITED_WEIGHT = 0.5  # an answer came from a lesson when that lesson had more than half of the weight
+
+# Fields of a lesson line that a lesson event has a place of its own for; everything else is kept under "line".
+_LESSON_FIELDS = {"question", "answer", "paraphrases", "previous", "date"}
+
+
+class UnknownResponse(LookupError):  # noqa: N818 - reads as what happened
+    """No answer with this response id was given to this tenant."""
+
+
+class UnknownLesson(LookupError):  # noqa: N818
+    """No lesson with this id is in this tenant's log."""
+
+
+class NotAllowed(PermissionError):  # noqa: N818
+    """The key's role does not reach as far as the request."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was durably recorded; ``duplicate``: by an earlier request with the same feedback id."""
+
+    feedback_id: str
+    seq: int
+    lesson_id: str | None
+    lesson_seq: int | None
+    duplicate: bool
+
+
+def answer_event(
+    *,
+    key: Key,
+    question: str,
+    answer: str,
+    messages: Sequence[Message] = (),
+    strategy: str = "weights",
+    lessons: Mapping[str, float] | None = None,
+    model_version: int = 0,
+    milliseconds: float = 0.0,
+    source: str | None = None,
+    request_id: str | None = None,
+    response_id: str | None = None,
+) -> NewEvent:
+    """An answer with the weight of each lesson that it cites, so that feedback can find its way back."""
+    cited = [{"lesson_id": lesson_id, "weight": float(weight)} for lesson_id, weight in (lessons or {}).items()]
+    body = {
+        "request_id": request_id or new_id("req"),
+        "messages": list(messages),
+        "question": question,
+        "answer": answer,
+        "strategy": strategy,
+        "lessons": cited,
+        "model_version": model_version,
+        "milliseconds": milliseconds,
+    }
+    who = source or key.name
+    return NewEvent(
+        kind="answer",
+        body=body,
+        source=who,
+        role=key.role,
+        tenant=key.tenant,
+        scope="user",
+        scope_id=who,
+        response_id=response_id or new_id("resp"),
+    )
+
+
+def record_answer(log: EventLog, **said: Any) -> Event:
+    """Append one :func:`answer_event`, which takes the same keywords."""
+    return log.append([answer_event(**said)])[0]
+
+
+def record_feedback(
+    log: EventLog,
+    *,
+    response_id: str,
+    kind: FeedbackKind,
+    value: str | float | None = None,
+    tags: Sequence[str] = (),
+    feedback_id: str | None = None,
+    key: Key,
+    source: str | None = None,
+) -> Receipt:
+    """Record feedback on an answer and the lesson event that it causes, in one transaction.
+
+    ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment.
+    Raises :class:`UnknownResponse`, or ``ValueError`` for a value that does not fit its kind.
+    """
+    checked = _checked_value(kind, value)
+    answered = log.response(response_id)
+    if answered is None or answered.tenant != key.tenant:
+        raise UnknownResponse(f"no answer with response_id {response_id!r} was given here")
+    told = {name: answered.body.get(name) for name in ("model_version", "question", "answer", "lessons")}
+    place = _place(key, source or key.name, feedback_id, response_id)
+    feedback = NewEvent(kind="feedback", body={"kind": kind, "value": checked, "tags": list(tags), **told}, **place)
+    lesson = _lesson_body(answered, kind, checked, place)
+    caused = [] if lesson is None else [NewEvent(kind="lesson", body=lesson, **place)]
+    return _append(log, [feedback, *caused])
+
+
+def record_lesson(
+    log: EventLog,
+    line: LessonLine,
+    *,
+    key: Key,
+    feedback_id: str | None = None,
+    source: str | None = None,
+) -> Receipt:
+    """Record a lesson that was taught directly. Raises :class:`NotAllowed` for a scope beyond the key's role."""
+    place = _place(key, source or key.name, feedback_id, None, line.scope)
+    body = {
+        "op": "correct",
+        "lesson_id": slot_id(key.tenant, place["scope"], place["scope_id"], line.question),
+        "question": line.question,
+        "answer": line.answer,
+        "previous": line.previous,
+        "paraphrases": list(line.paraphrases),
+        "date": line.date,
+        "line": line.model_dump(mode="json", exclude=_LESSON_FIELDS, exclude_defaults=True),
+    }
+    return _append(log, [NewEvent(kind="lesson", body=body, **place)])
+
+
+def retract_lesson(
+    log: EventLog,
+    lesson_id: str,
+    *,
+    key: Key,
+    feedback_id: str | None = None,
+    source: str | None = None,
+) -> Receipt:
+    """Take a lesson back. An asker may take back only a lesson in the asker's own scope."""
+    history = log.by_lesson(key.tenant, lesson_id)
+    if not history:
+        raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
+    first, who = history[0], source or key.name
+    if not key.may("teach") and (first.scope, first.scope_id) != ("user", who):
+        raise NotAllowed(f"lesson {lesson_id!r} has scope {first.scope!r}: retracting it needs a key with role 'teach'")
+    place = _place(key, who, feedback_id, None) | {"scope": first.scope, "scope_id": first.scope_id}
+    kept = {name: first.body.get(name) for name in ("question", "answer")}
+    return _append(log, [NewEvent(kind="lesson", body={"op": "retract", "lesson_id": lesson_id, **kept}, **place)])
+
+
+def _append(log: EventLog, events: list[NewEvent]) -> Receipt:
+    stored = log.append(events)
+    lesson = next((event for event in stored if event.kind == "lesson"), None)
+    return Receipt(
+        feedback_id=stored[0].feedback_id or "",
+        seq=stored[0].seq,
+        lesson_id=lesson.body["lesson_id"] if lesson else None,
+        lesson_seq=lesson.seq if lesson else None,
+        duplicate=stored[0].event_id != events[0].event_id,
+    )
+
+
+def _place(
+    key: Key, source: str, feedback_id: str | None, response_id: str | None, asked: str | None = None
+) -> dict[str, Any]:
+    """The columns that say who spoke, and for whom it counts."""
+    scope = _scope(key, asked)
+    return {
+        "source": source,
+        "role": key.role,
+        "tenant": key.tenant,
+        "scope": scope,
+        "scope_id": source if scope == "user" else "",
+        "feedback_id": feedback_id or new_id("fb"),
+        "response_id": response_id,
+    }
+
+
+def _scope(key: Key, asked: str | None) -> Scope:
+    allowed: tuple[Scope, ...] = ("global", "user") if key.may("teach") else ("user",)
+    if asked is None:
+        return allowed[0]
+    if asked not in get_args(Scope):
+        raise ValueError(f"scope = {asked!r}: use one of {', '.join(allowed)}")
+    if asked not in allowed:
+        raise NotAllowed(f"scope = {asked!r}: a key with role {key.role!r} may use {', '.join(allowed)}")
+    return next(scope for scope in allowed if scope == asked)
+
+
+def _checked_value(kind: FeedbackKind, value: str | float | None) -> str | float:
+    if kind not in get_args(FeedbackKind):
+        raise ValueError(f"kind = {kind!r}: use one of {', '.join(get_args(FeedbackKind))}")
+    if kind == "rating":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1 <= value <= 1:
+            raise ValueError(f"value = {value!r:.80}: a rating is a number from -1 (wrong) to 1 (right)")
+        return float(value)
+    if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
+        raise ValueError(f"value = {value!r:.80}: a {kind} is text of 1 to {MAX_TEXT} characters")
+    return value.strip()
+
+
+def _lesson_body(
+    answered: Event, kind: FeedbackKind, value: str | float, place: dict[str, Any]
+) -> dict[str, Any] | None:
+    """What the feedback means for the memory: nothing for a comment, or for a rating of an answer without a lesson."""
+    cited = _cited(answered)
+    if kind == "correction":
+        question = answered.body["question"]
+        own = slot_id(answered.tenant, place["scope"], place["scope_id"], question)
+        return {
+            "op": "correct",
+            "lesson_id": cited or own,
+            "question": question,
+            "answer": value,
+            "previous": answered.body["answer"],
+            "paraphrases": [],
+            "date": None,
+        }
+    if kind == "rating" and cited is not None:
+        told = {name: answered.body[name] for name in ("question", "answer")}
+        return {"op": "rate", "lesson_id": cited, **told, "value": value}
+    return None
+
+
+def _cited(answered: Event) -> str | None:
+    lessons = [lesson for lesson in answered.body.get("lessons", ()) if lesson["weight"] > CITED_WEIGHT]
+    return max(lessons, key=lambda lesson: lesson["weight"])["lesson_id"] if lessons else None

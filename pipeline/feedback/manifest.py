@@ -1,0 +1,131 @@
+"""What one cycle learned from: a range of the event log, never "what is there"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.data.phrasing import phrasings
+from pipeline.feedback.records import Event
+from pipeline.feedback.sealer import read_events, sealed_seq, table_version
+from pipeline.memory.belief import fold
+from pipeline.memory.types import Lesson
+
+__all__ = ["Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_lessons", "read_events"]
+
+ACCEPTED_BELIEF = 0.5
+
+
+class NotSealed(RuntimeError):  # noqa: N818 - reads as what happened
+    """The range reaches beyond what the sealer has written; drain first."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dropped(_Record):
+    """A lesson, or one answer of it, that this cycle does not train, and why."""
+
+    lesson_id: str
+    reason: str
+
+
+class Manifest(_Record):
+    """Everything that decides what a cycle trains: the same range of the same table version gives the same manifest."""
+
+    cycle: int
+    from_seq: int  # exclusive
+    to_seq: int
+    table_version: int
+    rows: int
+    lessons: tuple[str, ...]
+    dropped: tuple[Dropped, ...]
+    seed: int
+    withheld: dict[str, tuple[str, ...]]
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
+
+
+def build_manifest(
+    table_path: str | Path, *, cycle: int, from_seq: int, to_seq: int, seed: int = 0, version: int | None = None
+) -> Manifest:
+    """The manifest of the lessons that changed in ``from_seq`` < seq <= ``to_seq``.
+
+    Belief is a fold of all events up to ``to_seq``; only the lessons that the range touched are listed.
+    Raises :class:`NotSealed` when the table does not reach ``to_seq``.
+    """
+    if sealed_seq(table_path) < to_seq:
+        raise NotSealed(f"{table_path} is sealed through seq {sealed_seq(table_path)}, the cycle needs {to_seq}")
+    pinned = table_version(table_path) if version is None else version
+    history = read_events(table_path, 0, to_seq, version=pinned)
+    lessons, dropped = _accepted(history, from_seq)
+    return Manifest(
+        cycle=cycle,
+        from_seq=from_seq,
+        to_seq=to_seq,
+        table_version=pinned,
+        rows=sum(event.seq > from_seq for event in history),
+        lessons=tuple(lessons),
+        dropped=tuple(dropped),
+        seed=seed,
+        withheld={lesson_id: tuple(phrasings(lesson)[1]) for lesson_id, lesson in lessons.items()},
+    )
+
+
+def cycle_lessons(table_path: str | Path, manifest: Manifest) -> dict[str, Lesson]:
+    """The manifest's lessons as they stood at its ``to_seq``, from the table version that it names."""
+    lessons = fold(read_events(table_path, 0, manifest.to_seq, version=manifest.table_version))
+    return {lesson_id: lessons[lesson_id] for lesson_id in manifest.lessons}
+
+
+def _accepted(history: Sequence[Event], from_seq: int) -> tuple[dict[str, Lesson], list[Dropped]]:
+    """The lessons that events after ``from_seq`` changed: those to train, and what is left out with the reason.
+
+    An asker's correction changes two lessons, the asker's own and everybody's, of which its event names only one:
+    so the fold says what changed, and the events say only what is gone.
+    """
+    lessons = fold(history)
+    named = _corrections(history, from_seq)
+    dropped = [Dropped(lesson_id=gone, reason="retracted") for gone in named if gone not in lessons]
+    accepted: dict[str, Lesson] = {}
+    for lesson_id, lesson in lessons.items():
+        if lesson.last_seq <= from_seq:
+            continue
+        if reason := _refusal(lesson):
+            dropped.append(Dropped(lesson_id=lesson_id, reason=reason))
+            continue
+        accepted[lesson_id] = lesson
+        dropped.extend(_superseded(lesson, named.get(lesson_id, ())))
+    return accepted, dropped
+
+
+def _corrections(history: Iterable[Event], from_seq: int) -> dict[str, list[str]]:
+    """The answers given after ``from_seq``, by the lesson that the events name; a retraction names it too."""
+    named: dict[str, list[str]] = {}
+    for event in history:
+        if event.kind == "lesson" and event.seq > from_seq:
+            answers = named.setdefault(event.body["lesson_id"], [])
+            answers.extend([event.body["answer"]] if event.body["op"] == "correct" else ())
+    return named
+
+
+def _refusal(lesson: Lesson) -> str | None:
+    if lesson.scope != "global":
+        return f"scope {lesson.scope}, not global"
+    belief = lesson.beliefs.get(lesson.answer, 0.0)
+    return f"belief {belief:.2f} below {ACCEPTED_BELIEF}" if belief < ACCEPTED_BELIEF else None
+
+
+def _superseded(lesson: Lesson, answers: Iterable[str]) -> list[Dropped]:
+    """The answers of the range that a later or better believed one replaced."""
+    replaced = [answer for answer in dict.fromkeys(answers) if answer != lesson.answer]
+    reason = "answer {!r} superseded by {!r}"
+    return [Dropped(lesson_id=lesson.lesson_id, reason=reason.format(answer, lesson.answer)) for answer in replaced]

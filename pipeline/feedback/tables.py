@@ -1,0 +1,86 @@
+"""The tables as queries see them; the migrations create them, and a test holds the two together."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("event_id", String(64), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("time", String(40), nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("scope_id", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("schema_version", Integer, nullable=False),
+    Column("feedback_id", Text, nullable=True),
+    Column("part", Integer, nullable=False),  # position among the events of one feedback_id
+    Column("response_id", Text, nullable=True),
+    Column("lesson_id", Text, nullable=True),  # copied out of the body of lesson events, to be found by
+    Column("body", Text, nullable=False),  # JSON; text, because PostgreSQL's jsonb refuses \u0000
+    UniqueConstraint("tenant", "feedback_id", "part", name="uq_events_feedback"),
+    Index("ix_events_kind_seq", "kind", "seq"),
+    Index("ix_events_response", "response_id"),
+    Index("ix_events_lesson", "lesson_id"),
+)
+
+# One row, "events": the last seq given out. Locking it is what puts appends in commit order.
+sequence = Table(
+    "sequence",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger().with_variant(Integer, "sqlite"), nullable=False),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("version", Integer, nullable=False),
+    Column("previous", Integer, nullable=True),
+    Column("kind", String(16), nullable=False),  # initial | promote | rollback
+    Column("cycle", Integer, nullable=True),
+    Column("verdict", JSON, nullable=True),
+    Column("time", String(40), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("version", Integer, nullable=False),
+    Column("cycle", Integer, nullable=True),
+    Column("promoted", Boolean, nullable=False),
+    Column("verdict", JSON, nullable=False),
+    Column("time", String(40), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_hash", String(80), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("created", String(40), nullable=False),
+)

@@ -1,0 +1,114 @@
+"""What a question and a lesson's phrasing have in common, in ten numbers that need no corpus.
+
+A word's rarity comes from the encoder's own word pieces: BERT's vocabulary is ordered by frequency, so by Zipf's law
+the logarithm of a piece's rank is its surprise. The table ships with the encoder and does not change with the memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import log
+
+import numpy as np
+from numpy.typing import NDArray
+
+FIRST_WORD_ID = 1996  # "the": ids below are control, unused and single characters
+SINGLE_CHARACTER = 6.0  # what a piece outside the ranking counts: about a word of rank 400
+UNALIKE = 0.45  # Dice overlap of character trigrams from which two words count as the same with a typo
+
+FEATURES = (
+    "cosine", "margin", "lesson_covered", "question_covered", "lesson_worst", "question_worst",
+    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio",
+)  # fmt: skip
+
+_WORD = re.compile(r"[^\W_]+(?:['’.+#&-]*[^\W_]+)*[+#]*")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question beside one phrasing of one lesson, with what the first stage knows about them."""
+
+    question: str
+    phrasing: str
+    cosine: float
+    margin: float  # to the best phrasing of another lesson; positive for the nearest lesson
+    asking: int = 0  # which question of the batch this is; its pairs compete with each other
+
+
+class WordTable:
+    """Words of a text with their surprise in nats, from a tokenizer that maps a text to piece ids."""
+
+    def __init__(self, pieces: Callable[[str], Sequence[int]]) -> None:
+        self._pieces = pieces
+        self.words = lru_cache(maxsize=50_000)(self._words)
+        self.alike = lru_cache(maxsize=200_000)(_alike)
+
+    def _words(self, text: str) -> dict[str, float]:
+        return {word: self._surprise(word) for word in dict.fromkeys(map(_stem, _WORD.findall(text.casefold())))}
+
+    def _surprise(self, word: str) -> float:
+        pieces = self._pieces(word)
+        ranked = (log(2 + i - FIRST_WORD_ID) if i >= FIRST_WORD_ID else SINGLE_CHARACTER for i in pieces)
+        return sum(ranked) / len(pieces) ** 0.5
+
+
+def features(pairs: Sequence[Pair], table: WordTable) -> NDArray[np.float32]:
+    """(pairs, len(FEATURES)) float32."""
+    rows = [_row(pair, table) for pair in pairs]
+    return np.array(rows, dtype=np.float32).reshape(len(pairs), len(FEATURES))
+
+
+def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
+    asked, known = table.words(pair.question), table.words(pair.phrasing)
+    in_question = {word: _best(word, asked, table) for word in known}
+    in_lesson = {word: _best(word, known, table) for word in asked}
+    digits = {w for w in asked if any(map(str.isdigit, w))} != {w for w in known if any(map(str.isdigit, w))}
+    return (
+        pair.cosine,
+        pair.margin,
+        _covered(known, in_question),
+        _covered(asked, in_lesson),
+        _worst(known, in_question),
+        _worst(asked, in_lesson),
+        _rarest(known, in_question),
+        _rarest(asked, in_lesson),
+        float(digits),
+        log((1 + len(asked)) / (1 + len(known))),
+    )
+
+
+def _best(word: str, others: dict[str, float], table: WordTable) -> float:
+    return 1.0 if word in others else max((table.alike(word, other) for other in others), default=0.0)
+
+
+def _covered(words: dict[str, float], found: dict[str, float]) -> float:
+    """The share of the surprise that the other side has too."""
+    return sum(found[w] * s for w, s in words.items()) / (sum(words.values()) or 1.0)
+
+
+def _worst(words: dict[str, float], found: dict[str, float]) -> float:
+    """The largest surprise that the other side lacks, in units of ten nats."""
+    return max(((1 - found[w]) * s for w, s in words.items()), default=0.0) / 10
+
+
+def _rarest(words: dict[str, float], found: dict[str, float]) -> float:
+    """How far the other side has the most surprising word: the subject, mostly."""
+    return found[max(words, key=lambda w: words[w])] if words else 0.0
+
+
+def _stem(word: str) -> str:
+    return word.removesuffix("'s").removesuffix("’s")
+
+
+def _alike(left: str, right: str) -> float:
+    a, b = _trigrams(left), _trigrams(right)
+    dice = 2 * len(a & b) / (len(a) + len(b))
+    return dice if dice >= UNALIKE else 0.0
+
+
+def _trigrams(word: str) -> frozenset[str]:
+    padded = f"^{word}$"
+    return frozenset(padded[i : i + 3] for i in range(max(1, len(padded) - 2)))

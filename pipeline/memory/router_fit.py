@@ -1,0 +1,240 @@
+"""Training the router's second stage: the pair encoder's adapter first, then two small heads over held-out lessons.
+
+Four fifths of the lessons train the adapter, the last fifth trains the heads, so that a head sees the pair encoder as
+it behaves on lessons that it does not know.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.data.lines import LessonLine
+from pipeline.memory.features import Pair, WordTable, features
+from pipeline.memory.pair_encoder import (
+    PairEncoder,
+    adapter_tensors,
+    base_pair_encoder,
+    load_pair_encoder,
+    make_trainable,
+)
+from pipeline.memory.router import Head, close_rows
+from pipeline.memory.router_data import Fact, Generator
+from pipeline.model.encoder import TextEncoder
+
+RANK = 16
+BATCH = 64
+GENERATED_PAIRS = 14_000
+LINE_PAIRS = 6_000
+MEMORIES = (1, 30, 300)  # sizes of the memories that the heads are trained on
+CANDIDATES = 16
+OPEN_RECALL = 0.999  # share of right candidates that the first head must let through
+
+Example = tuple[str, str, float]  # question, phrasing, 1 if they ask the same
+
+
+def fit_router(
+    lines: Sequence[LessonLine],
+    encoder: TextEncoder,
+    seed: int = 0,
+    *,
+    epochs: int = 1,
+    generated: int = GENERATED_PAIRS,
+) -> dict[str, Tensor]:
+    """The tensors that :func:`pipeline.memory.router.load_router` takes.
+
+    Deterministic for one machine and number of threads.
+    """
+    torch.manual_seed(seed)
+    known, held_out = lines[: len(lines) * 4 // 5], lines[len(lines) * 4 // 5 :]
+    examples = line_examples(known, encoder, seed) + generated_examples(known, seed, generated)
+    pair_encoder = base_pair_encoder(encoder.name)
+    train_pair_encoder(pair_encoder, examples, seed, epochs)
+    tensors = adapter_tensors(pair_encoder)
+    return {**tensors, **fit_heads(held_out, encoder, load_pair_encoder(tensors, encoder.name), seed + 1)}
+
+
+# examples
+
+
+def line_examples(lines: Sequence[LessonLine], encoder: TextEncoder, seed: int) -> list[Example]:
+    """Each lesson against its paraphrases, its neighbours, and the nearest other lessons of the file."""
+    colour = Generator([], seed).noise
+    examples: list[Example] = []
+    for line, near in zip(lines, _nearest_others(lines, encoder), strict=True):
+        asked = [line.question, *line.paraphrases]
+        examples += [(colour(text), line.question, 1.0) for text in asked]
+        examples += [(colour(text), line.question, 0.0) for text in line.neighbours]
+        examples += [(colour(asked[-1]), lines[other].question, 0.0) for other in near]
+    return random.Random(seed).sample(examples, min(len(examples), LINE_PAIRS))
+
+
+def _nearest_others(lines: Sequence[LessonLine], encoder: TextEncoder, count: int = 2) -> list[list[int]]:
+    if len(lines) <= count:
+        return [[] for _ in lines]
+    keys = encoder.encode([line.question for line in lines])
+    asked = encoder.encode([line.paraphrases[0] if line.paraphrases else line.question for line in lines])
+    cosines = asked @ keys.T
+    np.fill_diagonal(cosines, -1)
+    nearest: list[list[int]] = np.argpartition(-cosines, count, axis=1)[:, :count].tolist()
+    return nearest
+
+
+def generated_examples(lines: Sequence[LessonLine], seed: int, count: int) -> list[Example]:
+    """40 % the same question in other words, 30 % another subject, 30 % another relation."""
+    generator = Generator(lines, seed)
+    examples: list[Example] = []
+    while len(examples) < count:
+        fact = generator.fact()
+        asked, known = generator.wordings(fact, 2)
+        other = generator.wordings(generator.other_subject(fact), 1)[0]
+        beside = generator.wordings(generator.other_relation(fact), 1)[0]
+        examples += [(asked, known, 1.0), (other, known, 0.0), (beside, known, 0.0)]
+        if generator.random.random() < 0.5:
+            examples.append((known, asked, 1.0))
+    return examples[:count]
+
+
+# the pair encoder
+
+
+def train_pair_encoder(
+    encoder: PairEncoder, examples: list[Example], seed: int, epochs: int, rate: float = 1e-3
+) -> None:
+    """One pass or more over the examples: AdamW, linear warm-up and decay, bfloat16 where it is safe."""
+    parameters = make_trainable(encoder, RANK)
+    batches = [batch for epoch in range(epochs) for batch in _batches(examples, seed + epoch)]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=len(batches)))
+    encoder.train()
+    for batch in batches:
+        tokens = encoder.tokens([(left, right) for left, right, _ in batch])
+        with torch.autocast(encoder.head.weight.device.type, dtype=torch.bfloat16):
+            logits = encoder(tokens)
+        wanted = torch.tensor([label for *_, label in batch], device=logits.device)
+        loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+    encoder.eval()
+
+
+def _rate(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / (0.06 * steps + 1)) * (1 - step / steps)
+
+
+def _batches(examples: list[Example], seed: int) -> list[list[Example]]:
+    """Shuffled, then sorted by length within runs of 20 batches: little padding, still random."""
+    shuffler = random.Random(seed)
+    mixed = shuffler.sample(examples, len(examples))
+    run = 20 * BATCH
+    chunks = [sorted(mixed[i : i + run], key=lambda e: len(e[0]) + len(e[1])) for i in range(0, len(mixed), run)]
+    batches = [chunk[i : i + BATCH] for chunk in chunks for i in range(0, len(chunk), BATCH)]
+    return shuffler.sample(batches, len(batches))
+
+
+# the heads
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question put to a memory of lessons; ``lesson`` is the one that applies, or None."""
+
+    question: str
+    lesson: int | None
+
+
+def fit_heads(
+    lines: Sequence[LessonLine], encoder: TextEncoder, pair_encoder: PairEncoder, seed: int
+) -> dict[str, Tensor]:
+    """The first head on every candidate, its floor, and the final head on what the pair encoder has read."""
+    tokenizer = pair_encoder.tokenizer
+    table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
+    groups = [candidates(*simulated_memory(lines, size, seed + size), encoder) for size in MEMORIES]
+    pairs = [
+        Pair(p.question, p.phrasing, p.cosine, p.margin, p.asking + 1_000_000 * n)
+        for n, g in enumerate(groups)
+        for p, _ in g
+    ]
+    labels = np.array([label for group in groups for _, label in group], dtype=np.float32)
+    inputs = features(pairs, table)
+    first = fit_head("first", inputs, labels, seed)
+    odds = Head(first, "first")(inputs)
+    floor = float(np.quantile(odds[labels > 0], 1 - OPEN_RECALL))
+    rows = close_rows(pairs, odds, floor)
+    read = np.array(pair_encoder.score([(pairs[row].question, pairs[row].phrasing) for row in rows]), dtype=np.float32)
+    final = fit_head("final", np.column_stack([inputs[rows], read]), labels[rows], seed)
+    return {**first, **final, "open": torch.tensor([floor])}
+
+
+def simulated_memory(lines: Sequence[LessonLine], size: int, seed: int) -> tuple[list[str], list[Asked]]:
+    """Lessons, half from the lines and half generated, and questions about them: right, neighbouring, off topic."""
+    generator = Generator(lines, seed)
+    lessons: list[str] = []
+    asked: list[Asked] = []
+    rounds = max(1, 200 // size)
+    chosen = generator.random.sample(list(lines), min(len(lines), size * rounds // 2))
+    for line in chosen:
+        asked += [Asked(generator.noise(text), len(lessons)) for text in (line.question, *line.paraphrases)]
+        asked += [Asked(generator.noise(text), None) for text in line.neighbours]
+        lessons.append(line.question)
+    facts: dict[Fact, None] = {}
+    while len(facts) < size * rounds - len(chosen):
+        facts[generator.fact()] = None
+    for fact in facts:
+        known, *others = generator.wordings(fact, 3)
+        asked += [Asked(text, len(lessons)) for text in others]
+        for other in (generator.other_subject(fact), generator.other_relation(fact)):
+            asked += [] if other in facts else [Asked(generator.wordings(other, 1)[0], None)]
+        lessons.append(known)
+    return lessons, asked
+
+
+def candidates(lessons: list[str], asked: list[Asked], encoder: TextEncoder) -> list[tuple[Pair, float]]:
+    """The nearest lessons of each question with 1 for the one that applies; the right one is always among them."""
+    keys, queries = encoder.encode(lessons), encoder.encode([item.question for item in asked])
+    found: list[tuple[Pair, float]] = []
+    for number, (item, cosines) in enumerate(zip(asked, queries @ keys.T, strict=True)):
+        order = np.argsort(-cosines, kind="stable")[:CANDIDATES].tolist()
+        for row in order:
+            rival = max((float(cosines[other]) for other in order if other != row), default=0.0)
+            pair = Pair(item.question, lessons[row], float(cosines[row]), float(cosines[row]) - rival, number)
+            found.append((pair, float(row == item.lesson)))
+    return found
+
+
+def fit_head(
+    prefix: str, inputs: NDArray[np.float32], labels: NDArray[np.float32], seed: int, units: int = 16
+) -> dict[str, Tensor]:
+    """A one-layer network by full-batch L-BFGS on the log loss, with a small weight penalty."""
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.from_numpy(inputs).double(), torch.from_numpy(labels).double()
+    mean, scale = x.mean(0), x.std(0).clamp(min=1e-3)
+    parts = [torch.randn(x.shape[1], units, generator=generator).double() * 0.3, torch.zeros(units).double()]
+    parts += [torch.randn(units, generator=generator).double() * 0.3, torch.zeros(1).double()]
+    for part in parts:
+        part.requires_grad_()
+    optimizer = torch.optim.LBFGS(parts, max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        hidden, hidden_bias, out, out_bias = parts
+        logits = torch.tanh((x - mean) / scale @ hidden + hidden_bias) @ out + out_bias
+        penalty = 1e-4 * sum((part**2).sum() for part in (hidden, out))
+        loss: Tensor = nn.functional.binary_cross_entropy_with_logits(logits, y) + penalty
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)
+    names = ("hidden", "hidden_bias", "out", "out_bias")
+    learned = {f"{prefix}.{name}": part.detach().float() for name, part in zip(names, parts, strict=True)}
+    return {**learned, f"{prefix}.mean": mean.float(), f"{prefix}.scale": scale.float()}

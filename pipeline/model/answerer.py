@@ -1,0 +1,160 @@
+"""The answerer: one bundle on its backbone, ready to generate and to score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from pipeline.evaluate.protocol import Message, prompt_messages
+from pipeline.model.backbone import Backbone, Batch, Prompt
+from pipeline.model.bundle import Bundle, BundleError
+from pipeline.model.memory_layer import MemoryPass, attached
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One greedy answer. ``slots`` are the lessons whose memory-layer slots spoke, strongest first."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finished: bool  # the end token was generated
+    slots: tuple[str, ...] = ()
+
+
+class Answerer:
+    """Blocking and batched; call it from one worker thread."""
+
+    max_batch = 32
+
+    def __init__(self, bundle: Bundle, backbone: Backbone) -> None:
+        self.bundle = bundle
+        self.backbone = backbone
+        dtype = next(backbone.model.parameters()).dtype
+        self.memory = bundle.memory.to(backbone.device, dtype) if bundle.memory else None
+
+    @classmethod
+    def load(cls, bundle: Bundle, *, share: Answerer | None = None) -> Answerer:
+        """``share`` lends its base weights where the bundle rests on the same, so that a swap loads almost nothing."""
+        if share is not None and share.backbone.digest == bundle.base_digest:
+            backbone = share.backbone
+            if bundle.tensors or share.bundle.tensors:
+                backbone = Backbone.load(bundle.recipe.model)
+        else:
+            backbone = Backbone.load(bundle.recipe.model)
+        if backbone.digest != bundle.base_digest:
+            raise BundleError(f"the bundle rests on weights {bundle.base_digest[:12]}, found {backbone.digest[:12]}")
+        if bundle.tensors:
+            load_changed(backbone, bundle.tensors)
+        return cls(bundle, backbone)
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int | None = None) -> list[Generation]:
+        """Greedy answers in the order of ``prompts``; lengths are grouped so that little is padded."""
+        limit = max_new_tokens or self.bundle.recipe.model.max_new_tokens
+        rendered = [self.backbone.prompt(messages) for messages in prompts]
+        order = sorted(range(len(rendered)), key=lambda i: len(rendered[i].ids))
+        answers: dict[int, Generation] = {}
+        for start in range(0, len(order), self.max_batch):
+            chosen = order[start : start + self.max_batch]
+            for index, answer in zip(chosen, self._generate([rendered[i] for i in chosen], limit), strict=True):
+                answers[index] = answer
+        return [answers[i] for i in range(len(rendered))]
+
+    def _generate(self, prompts: Sequence[Prompt], limit: int) -> list[Generation]:
+        backbone = self.backbone
+        batch = backbone.batch(prompts)
+        memory = self.memory_pass(batch)
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=limit, eos_token_id=backbone.end_token, pad_token_id=backbone.end_token
+        )
+        with backbone.lock, attached(backbone.layers, memory):
+            output = backbone.model.generate(
+                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
+            )
+        new = output[:, batch.ids.shape[1] :].tolist()
+        slots = self._slots(memory, len(prompts))
+        return [self._generation(ids, prompt, used) for ids, prompt, used in zip(new, prompts, slots, strict=True)]
+
+    def _generation(self, ids: list[int], prompt: Prompt, slots: tuple[str, ...]) -> Generation:
+        finished = self.backbone.end_token in ids
+        written = ids[: ids.index(self.backbone.end_token)] if finished else ids
+        text = self.backbone.tokenizer.decode(written, skip_special_tokens=True).strip()
+        return Generation(text, len(written) + finished, len(prompt.ids), finished, slots)
+
+    def memory_pass(self, batch: Batch) -> MemoryPass | None:
+        if self.memory is None:
+            return None
+        return MemoryPass(self.memory, self.memory.values, span=batch.span)
+
+    def _slots(self, memory: MemoryPass | None, count: int) -> list[tuple[str, ...]]:
+        if memory is None or memory.weights is None:
+            return [()] * count
+        ranked = [row.argsort(descending=True) for row in memory.weights]
+        return [
+            tuple(memory.state.slots[i] for i in order.tolist() if row[i] > 0)
+            for row, order in zip(memory.weights, ranked, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
+        """Mean log-likelihood per answer token of each option as the answer to its question (end token excluded)."""
+        prompts = [self.backbone.prompt(prompt_messages(question)) for question in questions]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+        scores: dict[int, list[float]] = {}
+        for start in range(0, len(order), self.max_batch):
+            chosen = order[start : start + self.max_batch]
+            rows = self._score([prompts[i] for i in chosen], [options[i] for i in chosen])
+            scores |= dict(zip(chosen, rows, strict=True))
+        return [scores[i] for i in range(len(prompts))]
+
+    def _score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The prompt is run once; its key-value cache is repeated for each option."""
+        backbone = self.backbone
+        batch = backbone.batch(prompts)
+        owner = torch.tensor([row for row, texts in enumerate(options) for _ in texts], device=backbone.device)
+        ids = [backbone.answer_ids(text) for texts in options for text in texts]
+        width = max(map(len, ids))
+        tokens = torch.tensor([row + [backbone.end_token] * (width - len(row)) for row in ids], device=backbone.device)
+        valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids], device=backbone.device)
+        memory = self.memory_pass(batch)
+        with backbone.lock, attached(backbone.layers, memory):
+            first = backbone.model(
+                input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=True, logits_to_keep=1
+            )
+            logits = first.logits[owner]  # (options, 1, vocabulary)
+            if width > 1:
+                cache = first.past_key_values
+                cache.batch_select_indices(owner)
+                if memory is not None:
+                    memory.span, memory.weights = None, memory.weights[owner] if memory.weights is not None else None
+                rest = backbone.model(
+                    input_ids=tokens[:, :-1],
+                    attention_mask=torch.cat([batch.mask[owner], torch.ones_like(tokens[:, :-1])], dim=1),
+                    position_ids=batch.positions[owner, -1:] + 1 + torch.arange(width - 1, device=backbone.device),
+                    past_key_values=cache,
+                ).logits
+                logits = torch.cat([logits, rest], dim=1)  # (options, width, vocabulary)
+        means = _mean_log_likelihood(logits, tokens, valid).tolist()
+        return [[means.pop(0) for _ in texts] for texts in options]
+
+
+def _mean_log_likelihood(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+    """(n, width, vocabulary), (n, width), (n, width) -> (n,)."""
+    chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
+    return (chosen * valid).sum(-1) / valid.sum(-1)
+
+
+def load_changed(backbone: Backbone, tensors: dict[str, Tensor]) -> None:
+    """Put changed weights over the base's, in place; unknown names and shapes are refused."""
+    own = dict(backbone.model.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise BundleError(f"changed tensor {name!r} {tuple(tensor.shape)} does not fit the base model")
+        own[name].data.copy_(tensor)
+
+

@@ -1,0 +1,122 @@
+"""The backbone: a causal language model with its tokenizer, and the prompt's way into tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.config import ModelSettings
+from pipeline.evaluate.protocol import Message
+from pipeline.model.assets import backbone_folder, file_digest
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt: token ids, and which of them are the question's."""
+
+    ids: tuple[int, ...]
+    span: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded prompts: (batch, tokens)."""
+
+    ids: Tensor
+    mask: Tensor
+    span: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+
+class Backbone:
+    """Weights and tokenizer. One model may serve several bundles, so whoever runs it holds ``lock``."""
+
+    def __init__(self, model: Any, tokenizer: Any, digest: str) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.digest = digest
+        self.lock = threading.RLock()
+
+    @classmethod
+    def load(cls, settings: ModelSettings) -> Backbone:
+        folder = backbone_location(settings.base)
+        device = pick_device(settings)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype(settings, device)).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(model.requires_grad_(False), tokenizer, weights_digest(folder))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, wherever this architecture keeps them."""
+        stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
+        return max(stacks, key=len)
+
+    @property
+    def end_token(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    def prompt(self, messages: Sequence[Message]) -> Prompt:
+        """Render messages with the model's chat template; the span covers the last user message."""
+        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+        begin = text.rfind(question.strip())
+        end = begin + len(question.strip())
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        span = tuple(b < end and e > begin for b, e in encoded["offset_mapping"])
+        return Prompt(tuple(encoded["input_ids"]), span)
+
+    def answer_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def batch(self, prompts: Sequence[Prompt]) -> Batch:
+        width = max(len(p.ids) for p in prompts)
+        pad = [width - len(p.ids) for p in prompts]
+        ids = torch.tensor([[self.end_token] * n + list(p.ids) for n, p in zip(pad, prompts, strict=True)])
+        mask = torch.tensor([[0] * n + [1] * len(p.ids) for n, p in zip(pad, prompts, strict=True)])
+        span = torch.tensor([[False] * n + list(p.span) for n, p in zip(pad, prompts, strict=True)])
+        return Batch(ids.to(self.device), mask.to(self.device), span.to(self.device))
+
+
+def backbone_location(base: str) -> Path | str:
+    """What transformers loads for ``model.base``."""
+    kind, _, name = base.partition(":")
+    return backbone_folder(base) if kind == "package" else name
+
+
+def weights_digest(location: Path | str) -> str:
+    """sha256 over the safetensors files of a folder (a hub id is its own digest: the hub pins it by revision)."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return f"hub:{location}"
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"model.base: {folder} holds no *.safetensors file; other weight formats are refused")
+    digests = [file_digest(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def pick_device(settings: ModelSettings) -> torch.device:
+    if settings.device != "auto":
+        return torch.device(settings.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype != "auto":
+        return torch.float32 if settings.dtype == "float32" else torch.bfloat16
+    return torch.bfloat16 if device.type == "cuda" else torch.float32

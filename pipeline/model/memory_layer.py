@@ -1,0 +1,130 @@
+"""Memory layers: slots beside the MLP of a few decoder layers, read by equation 2, written by equation 3.
+
+A prompt addresses the slots once, with the whitened mean of its question's states at an early layer; the slots'
+values are added to the residual stream of the later layers from the last prompt token on. The null slot is inside
+the layer: a prompt that no key reaches gets *exactly* zero, so its output is bit-identical to the base model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class MemoryState:
+    """Everything that a bundle keeps of its memory layers.
+
+    Shapes: K keys (one per trained phrasing), S slots (one per lesson), L value layers, d the model's width,
+    r the rank of the whitening.
+    """
+
+    slots: tuple[str, ...]  # the lesson id of each slot
+    key_layer: int
+    value_layers: tuple[int, ...]
+    top_k: int
+    temperature: float
+    mean: Tensor  # (d,) mean state of replayed prompts
+    whiten: Tensor  # (d, r)
+    keys: Tensor  # (K, r) unit length
+    key_slots: Tensor  # (K,) the slot that each key opens
+    thresholds: Tensor  # (K,) similarity below which the key yields to the null slot
+    values: Tensor  # (L, S, d) zero until written
+
+    def tensors(self) -> dict[str, Tensor]:
+        names = ("mean", "whiten", "keys", "key_slots", "thresholds", "values")
+        return {name: getattr(self, name) for name in names}
+
+    def header(self) -> dict[str, object]:
+        return {
+            "slots": list(self.slots),
+            "key_layer": self.key_layer,
+            "value_layers": list(self.value_layers),
+            "top_k": self.top_k,
+            "temperature": self.temperature,
+        }
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> MemoryState:
+        moved = {name: t.to(device) if t.dtype == torch.long else t.to(device, dtype) for name, t in self.tensors().items()}
+        return replace(self, **moved)
+
+    def address(self, states: Tensor) -> Tensor:
+        """Whitened unit queries: (batch, d) -> (batch, r)."""
+        return nn.functional.normalize((states - self.mean) @ self.whiten, dim=-1)
+
+    def read(self, queries: Tensor) -> Tensor:
+        """Equation 2, softmax(K.x / sqrt(d)) with a null slot: (batch, r) -> slot weights (batch, S).
+
+        Keys and queries have unit length, so ``temperature`` stands for the scale sqrt(d) / (|k| |x|). The null slot
+        has logit 0 and a key's logit is its similarity above its own threshold; a key below it weighs exactly 0.
+        """
+        logits = (queries @ self.keys.T - self.thresholds) / self.temperature  # (batch, K)
+        logits = logits.masked_fill(logits <= 0, float("-inf"))
+        top, index = logits.topk(min(self.top_k, logits.shape[1]), dim=-1)
+        null = torch.zeros_like(top[:, :1])
+        weights = torch.cat([null, top], dim=-1).softmax(dim=-1)[:, 1:]
+        slots = torch.zeros(len(queries), len(self.slots), dtype=weights.dtype, device=weights.device)
+        return slots.scatter_add_(1, self.key_slots[index], weights)
+
+
+def empty_slots(state: MemoryState) -> bool:
+    return len(state.slots) == 0
+
+
+@dataclass
+class MemoryPass:
+    """One batch on its way through the model: addressed once, then read at every value layer."""
+
+    state: MemoryState
+    values: Tensor  # (L, S, d): the state's, or the parameter that is being trained
+    span: Tensor | None = None  # (batch, tokens) bool: the question's tokens, needed by the first forward pass
+    weights: Tensor | None = None  # (batch, S) once addressed
+    addressed: bool = field(default=False)
+
+    def address(self, hidden: Tensor) -> None:
+        """Called with the key layer's output (batch, tokens, d) of the prompt."""
+        if self.addressed or self.span is None:
+            return
+        self.weights = self.state.read(self.state.address(span_mean(hidden, self.span)))
+        self.addressed = True
+
+    def write_into(self, output: Tensor, layer: int) -> Tensor:
+        """Add the slots' values to an MLP output (batch, tokens, d), from the last prompt token on."""
+        if self.weights is None or not bool(self.weights.any()):
+            return output
+        read = (self.weights @ self.values[layer].to(self.weights.dtype)).to(output.dtype)  # (batch, d)
+        first = output.shape[1] - 1 if self.span is not None else 0
+        return torch.cat([output[:, :first], output[:, first:] + read[:, None]], dim=1)
+
+
+def span_mean(hidden: Tensor, span: Tensor) -> Tensor:
+    """Mean state over the question's tokens: (batch, tokens, d), (batch, tokens) -> (batch, d)."""
+    mask = span.to(hidden.dtype)[..., None]
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+@contextmanager
+def attached(layers: nn.ModuleList, memory: MemoryPass | None) -> Iterator[None]:
+    """Run the model with memory layers in place; without slots nothing is touched."""
+    if memory is None or empty_slots(memory.state):
+        yield
+        return
+
+    def on_key_layer(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        memory.address(output if isinstance(output, Tensor) else output[0])
+
+    def on_value_layer(index: int):  # type: ignore[no-untyped-def]
+        return lambda _module, _inputs, output: memory.write_into(output, index)
+
+    handles = [layers[memory.state.key_layer].register_forward_hook(on_key_layer)]
+    for index, layer in enumerate(memory.state.value_layers):
+        handles.append(layers[layer].mlp.register_forward_hook(on_value_layer(index)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

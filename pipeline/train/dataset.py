@@ -1,0 +1,37 @@
+"""What one cycle trains on, as plain data that travels to the workers as one JSON file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Item:
+    """One phrasing of one lesson, with the answer that it should get."""
+
+    lesson_id: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Lessons in their trained phrasings, and prompts whose answers must not move."""
+
+    items: tuple[Item, ...]
+    replay: tuple[str, ...]
+
+    @property
+    def lesson_ids(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(item.lesson_id for item in self.items))
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingSet:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return cls(tuple(Item(**item) for item in tree["items"]), tuple(tree["replay"]))

@@ -1,0 +1,67 @@
+"""The driver's side of training: place the workers, wait, hand back the newest bundle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.config import Recipe
+from pipeline.home import Home
+from pipeline.train.dataset import TrainingSet
+from pipeline.train.worker import BUNDLE_FOLDER, train_worker
+
+
+@dataclass(frozen=True)
+class FitResult:
+    bundle: Path
+    metrics: dict[str, Any]
+
+
+def fit(
+    home: Home, recipe: Recipe, *, name: str, champion: Path, data: TrainingSet, through_seq: int, cycle: int
+) -> FitResult:
+    """Train a challenger from the champion's weights. The same ``name`` resumes an interrupted run."""
+    folder = home.train_storage / name
+    data_file = folder / "training_set.json"
+    data.save(data_file)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "champion": str(champion),
+            "data": str(data_file),
+            "through_seq": through_seq,
+            "cycle": cycle,
+        },
+        torch_config=TorchConfig(backend=_backend(recipe)),
+        scaling_config=scaling_config(recipe),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(home.train_storage),
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    result = trainer.fit()
+    if result.error is not None or result.checkpoint is None:
+        raise RuntimeError(f"training run {name!r} ended without a checkpoint: {result.error}")
+    return FitResult(Path(result.checkpoint.path) / BUNDLE_FOLDER, dict(result.metrics or {}))
+
+
+def scaling_config(recipe: Recipe) -> ScalingConfig:
+    scaling = recipe.scaling
+    resources: dict[str, float] = {"CPU": scaling.cpus_per_worker}
+    if scaling.use_gpu:
+        resources["GPU"] = scaling.gpus_per_worker
+    return ScalingConfig(num_workers=scaling.workers, use_gpu=scaling.use_gpu, resources_per_worker=resources)
+
+
+def _backend(recipe: Recipe) -> str:
+    if recipe.scaling.backend != "auto":
+        return recipe.scaling.backend
+    return "nccl" if recipe.scaling.use_gpu else "gloo"

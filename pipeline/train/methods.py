@@ -1,0 +1,204 @@
+"""What an update trains, each one small class found by name.
+
+``memory``    the values of the new slots of the memory layers; everything else stays bit-identical
+``upper:<n>`` all weights of the last n decoder layers
+``full``      all weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import TrainSettings
+from pipeline.model.answerer import Answerer
+from pipeline.model.backbone import Backbone
+from pipeline.model.bundle import Bundle
+from pipeline.model.memory_layer import MemoryPass, MemoryState
+from pipeline.train.addressing import place_keys, question_states
+from pipeline.train.dataset import TrainingSet
+from pipeline.train.sequences import (
+    Continuation,
+    PrefixCache,
+    Targets,
+    lesson_sequence,
+    logits_after_prefix,
+    logits_of_whole,
+)
+
+REPLAY_TOKENS = 8  # of the champion's own answer, along which a replayed prompt is held
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training sequence: a lesson to learn, or a replayed prompt to leave as it is."""
+
+    sequence: Continuation
+    replayed: bool
+    index: int  # of its row of slot weights
+
+
+class Learner(nn.Module):
+    """forward(tasks) -> (summed loss, number of target tokens); its parameters are what the update writes."""
+
+    def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
+        raise NotImplementedError
+
+    def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, tasks: Sequence[Task], replay_weight: float) -> Tensor:
+        """Cross-entropy on lessons plus KL(champion || challenger) on replayed prompts, summed over tokens."""
+        anchor = torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0
+        if not tasks:
+            return anchor  # a rank without work still takes part in the all-reduce
+        logits, targets = self.logits(tasks)
+        log_p = logits.float().log_softmax(-1)
+        learned = -log_p.gather(-1, targets.ids[..., None])[..., 0]  # (batch, width)
+        replayed = torch.tensor([task.replayed for task in tasks], device=logits.device)
+        loss = (learned * targets.valid * ~replayed[:, None]).sum() + anchor
+        if bool(replayed.any()) and replay_weight > 0:
+            chosen = [task for task in tasks if task.replayed]
+            with torch.no_grad():
+                log_q = self.champion_logits(chosen).float().log_softmax(-1)
+            width = log_q.shape[1]
+            kl = (log_q.exp() * (log_q - log_p[replayed][:, :width])).sum(-1)
+            loss = loss + replay_weight * (kl * targets.valid[replayed][:, :width]).sum()
+        return loss
+
+
+class Method(Protocol):
+    """Prepared once per worker, then asked for tasks, the learner and what the learner has become."""
+
+    learner: Learner
+    tasks: list[Task]
+    replay_tasks: list[Task]
+
+    def result(self) -> Bundle: ...
+
+
+Share = Callable[[Callable[[Sequence[str]], Any], Sequence[str]], list[Any]]
+"""Runs a function over this rank's part of a list and returns every rank's results in the list's order."""
+
+
+def replay_sequences(answerer: Answerer, questions: Sequence[str], share: Share) -> list[Continuation]:
+    """The champion's own first tokens on replayed prompts."""
+    from pipeline.evaluate.protocol import prompt_messages
+
+    def answer(part: Sequence[str]) -> list[str]:
+        return [g.text for g in answerer.generate([prompt_messages(q) for q in part], max_new_tokens=REPLAY_TOKENS)]
+
+    texts = share(answer, questions)
+    return [lesson_sequence(answerer.backbone, q, text) for q, text in zip(questions, texts, strict=True)]
+
+
+class MemoryLearner(Learner):
+    """Parameters: the values of the new slots, (L, new slots, d), born at zero."""
+
+    def __init__(self, backbone: Backbone, state: MemoryState, old: MemoryState | None, weights: Tensor, new: int) -> None:
+        super().__init__()
+        fixed = len(state.slots) - new
+        self.new_values = nn.Parameter(state.values[:, fixed:].clone())
+        self.register_buffer("old_values", state.values[:, :fixed].clone())
+        # Held in tuples so that the frozen backbone is no part of what DDP broadcasts and checkpoints hold.
+        self._backbone, self._state, self._old = (backbone,), (state,), (old,)
+        self._weights = (weights,)
+        self._prefixes = PrefixCache(backbone)
+
+    def values(self) -> Tensor:
+        return torch.cat([self.old_values, self.new_values], dim=1)
+
+    def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
+        weights = self._weights[0][[task.index for task in tasks]]
+        memory = MemoryPass(self._state[0], self.values(), weights=weights, addressed=True)
+        return self._run(tasks, memory)
+
+    def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
+        if self._old[0] is None:
+            return self._run(tasks, None)[0]
+        weights = self._weights[0][[task.index for task in tasks]].clone()
+        weights[:, self.old_values.shape[1] :] = 0
+        memory = MemoryPass(self._state[0], self.values().detach(), weights=weights, addressed=True)
+        return self._run(tasks, memory)[0]
+
+    def _run(self, tasks: Sequence[Task], memory: MemoryPass | None) -> tuple[Tensor, Targets]:
+        return logits_after_prefix(self._backbone[0], self._prefixes, [task.sequence for task in tasks], memory)
+
+
+class MemoryMethod:
+    """Writes only the values of new slots: theta <- theta + alpha * (error * input), input = the slot's weight."""
+
+    def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
+        self.answerer = answerer
+        backbone, layer = answerer.backbone, settings.memory.key_layer
+        questions = [item.question for item in data.items] + list(data.replay)
+        states = torch.stack(share(lambda part: list(question_states(backbone, part, layer)), questions))
+        count = len(data.items)
+        slots = [item.lesson_id for item in data.items]
+        before = answerer.bundle.memory
+        self.state = place_keys(before, states[:count], slots, states[count:], settings.memory)
+        weights = self.state.read(self.state.address(states))  # (items + replay, S)
+        sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
+        self.tasks = [Task(s, False, i) for i, s in enumerate(sequences)]
+        # Replayed prompts that fall to the null slot cannot move: there is nothing to hold.
+        active = [i for i in range(len(data.replay)) if settings.replay_ratio > 0 and bool(weights[count + i].any())]
+        held = replay_sequences(answerer, [data.replay[i] for i in active], share)
+        self.replay_tasks = [Task(s, True, count + i) for i, s in zip(active, held, strict=True)]
+        placed = self.state.to(backbone.device, next(backbone.model.parameters()).dtype)
+        weights = weights.to(backbone.device, placed.values.dtype)
+        self.learner: Learner = MemoryLearner(backbone, placed, before, weights, len(set(slots)))
+
+    def result(self) -> Bundle:
+        assert isinstance(self.learner, MemoryLearner)
+        memory = replace(self.state, values=self.learner.values().detach().float().cpu())
+        return replace(self.answerer.bundle, memory=memory)
+
+
+class DenseLearner(Learner):
+    """Parameters: the trained part of the backbone itself; the champion is a second, frozen one."""
+
+    def __init__(self, backbone: Backbone, champion: Answerer) -> None:
+        super().__init__()
+        self.model = backbone.model
+        self._backbone, self._champion = (backbone,), (champion,)
+
+    def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
+        return logits_of_whole(self.model, self._backbone[0], [task.sequence for task in tasks])
+
+    def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
+        frozen = self._champion[0].backbone
+        return logits_of_whole(frozen.model, frozen, [task.sequence for task in tasks])[0]
+
+
+class DenseMethod:
+    """Trains ordinary weights: the last n decoder layers, or all of them."""
+
+    def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
+        from pipeline.model.answerer import load_changed
+
+        self.answerer = answerer
+        backbone = Backbone.load(answerer.bundle.recipe.model)
+        load_changed(backbone, answerer.bundle.tensors)
+        _, _, layers = settings.method.partition(":")
+        trained = backbone.layers[-int(layers) :] if layers else backbone.model
+        trained.requires_grad_(True)
+        self.backbone = backbone
+        sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
+        self.tasks = [Task(s, False, i) for i, s in enumerate(sequences)]
+        wanted = min(len(data.replay), round(settings.replay_ratio * len(data.items)))
+        held = replay_sequences(answerer, data.replay[:wanted], share)
+        self.replay_tasks = [Task(s, True, i) for i, s in enumerate(held)]
+        self.learner: Learner = DenseLearner(backbone, answerer)
+
+    def result(self) -> Bundle:
+        changed = {name: p.detach().cpu() for name, p in self.backbone.model.named_parameters() if p.requires_grad}
+        return replace(self.answerer.bundle, tensors={**self.answerer.bundle.tensors, **changed})
+
+
+def build_method(answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> Method:
+    kind = MemoryMethod if settings.method == "memory" else DenseMethod
+    return kind(answerer, data, settings, share)

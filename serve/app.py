@@ -1,0 +1,145 @@
+"""The HTTP application: routes, error form, request ids, size cap, health and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import metadata, resources
+from uuid import uuid4
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve import chat, errors, lessons
+from serve.auth import needs
+from serve.errors import ApiError, error_response
+from serve.schemas import ModelPage, ModelReply
+from serve.service import READY_TIMEOUT_S, Service
+
+MAX_BODY_BYTES = 1 << 20
+REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+
+
+def build(service: Service) -> FastAPI:
+    """The application over one replica's parts, which it starts and closes."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.close()
+
+    app = FastAPI(title="Auto-GPT Memory", version=version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.state.started = int(time.time())
+    errors.install(app)
+    app.include_router(chat.routes)
+    app.include_router(lessons.routes)
+    _add_health(app, service)
+    _add_models(app, service)
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestId)
+    return app
+
+
+def version() -> str:
+    try:
+        return metadata.version("autogpt-memory")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "0+source"
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def alive() -> JSONResponse:
+        """The process runs and follows the log."""
+        if not service.alive():
+            return error_response(503, "a background task of the replica has ended", "stopped")
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz")
+    async def ready() -> JSONResponse:
+        """The answer path works from end to end."""
+        try:
+            await asyncio.wait_for(service.exercise(), READY_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - the border of readiness: any failure means "not ready", said in words
+            return error_response(503, f"not ready: {type(error).__name__}: {error}", "not_ready")
+        return JSONResponse({"status": "ready", "model_version": service.engine.served.version})
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(resources.files("serve").joinpath("page.html").read_text(encoding="utf-8"))
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", dependencies=[Depends(needs("ask"))])
+    async def models(request: Request) -> ModelPage:
+        model = ModelReply(id=chat.MODEL_NAME, created=request.app.state.started, version=service.engine.served.version)
+        return ModelPage(data=[model])
+
+    @app.get("/version", dependencies=[Depends(needs("ask"))])
+    async def describe() -> dict[str, object]:
+        return {
+            "version": version(),
+            "model_version": service.engine.served.version,
+            "lesson_seq": service.engine.followed.value,
+            "refused_champion": service.champion_follower.last_refusal,
+        }
+
+
+class RequestId:
+    """Honours ``x-request-id``, or makes one; it is in the reply's headers and in the answer's record."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [pair for pair in message["headers"] if pair[0].lower() != b"x-request-id"]
+                message["headers"] = [*kept, (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses a body over ``MAX_BODY_BYTES`` while it arrives, whatever its headers say."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+            await error_response(413, _too_large(int(declared)), "body_too_large")(scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > MAX_BODY_BYTES:
+                raise ApiError(413, "body_too_large", _too_large(seen))
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def _too_large(size: int) -> str:
+    return f"the body has {size} bytes or more, at most {MAX_BODY_BYTES}: send less at once"

@@ -1,0 +1,258 @@
+"""Starting and stopping the endpoint on a running Ray: the answerer behind HTTP, and the sealer beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+import torch
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+from ray import serve as ray_serve
+from ray.serve.config import ProxyLocation
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from pipeline.config import Recipe
+from pipeline.feedback.database import open_database
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.sealer import Sealer
+from pipeline.home import Home, worker_home
+from pipeline.tracking.registry import champion_version
+from serve.app import build
+from serve.champion import NoChampion
+from serve.service import Service
+
+APP, SEALER_APP = "agm", "agm-sealer"
+SEALER_CPUS = 0.05
+SEAL_EVERY_S = 1.0
+START_TIMEOUT_S = 300.0  # after placement: importing torch and loading the weights
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+log = logging.getLogger("serve.deploy")
+
+
+class DeployError(RuntimeError):
+    """The endpoint did not come up; the message says what is missing and what to change."""
+
+
+class ServeArgs(BaseModel):
+    """What the replicas need. ``home`` is absolute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: str
+    recipe: Recipe = Recipe()
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    url: str
+    model_version: int
+
+
+@ray_serve.ingress()
+class AnswererDeployment:
+    """One replica: it catches up with the log before it says that it is ready."""
+
+    def __init__(self, args: ServeArgs, nodes: int) -> None:
+        torch.set_num_threads(args.recipe.serve.threads_per_replica)  # Ray ties OMP_NUM_THREADS to num_cpus
+        self.service = Service.open(worker_home(), args.recipe, nodes=nodes)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build(self.service)
+
+    async def check_health(self) -> None:
+        if not self.service.alive():
+            raise RuntimeError("a background task of the replica has ended")
+
+
+class SealerDeployment:
+    """Drains the event log to Parquet once a second while there is something new."""
+
+    def __init__(self, nodes: int) -> None:
+        home = worker_home()
+        self._log = EventLog(open_database(home.events_url, nodes=nodes))
+        self._sealer = Sealer(self._log, home.feedback_table)
+        self._sealed = 0
+        self._task = asyncio.get_running_loop().create_task(self._forever())
+
+    async def _forever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._drain)
+            except Exception:  # the border of the background: the next round begins where the table says
+                log.exception("sealing failed; again in %.0f s", SEAL_EVERY_S)
+            await asyncio.sleep(SEAL_EVERY_S)
+
+    def _drain(self) -> None:
+        head = self._log.head()
+        if head > self._sealed:
+            self._sealer.drain(head)
+            self._sealed = head
+
+    async def check_health(self) -> None:
+        if self._task.done():
+            raise RuntimeError("the sealer's task has ended")
+
+
+def build_app(args: ServeArgs) -> ray_serve.Application:
+    """The answerer's application; every option of the deployment comes from ``args.recipe.serve``."""
+    settings = args.recipe.serve
+    deployment = ray_serve.deployment(
+        name="Answerer",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_queued_requests,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=10.0,
+        max_constructor_retry_count=1,
+        ray_actor_options=_actor(args.home, settings.cpus_per_replica, settings.gpus_per_replica),
+    )
+    return deployment(AnswererDeployment).bind(args, _nodes())
+
+
+def build_sealer(args: ServeArgs) -> ray_serve.Application:
+    deployment = ray_serve.deployment(
+        name="Sealer",
+        num_replicas=1,
+        graceful_shutdown_timeout_s=2.0,
+        max_constructor_retry_count=1,
+        ray_actor_options=_actor(args.home, SEALER_CPUS),
+    )
+    return deployment(SealerDeployment).bind(_nodes())
+
+
+def start(home: Home, recipe: Recipe, *, port: int | None = None) -> Endpoint:
+    """Deploy on the Ray that this process is connected to, and wait until a question can be answered.
+
+    ``port`` 0 takes a free one. Raises :class:`DeployError`.
+    """
+    if not ray.is_initialized():
+        raise DeployError("Ray is not running in this process: call ray.init first")
+    host = recipe.serve.host
+    chosen = free_port(host, recipe.serve.port if port is None else port)
+    database = open_database(home.events_url, nodes=_nodes())
+    if champion_version(database) is None:
+        raise NoChampion(f"no model has been promoted in {home.root}: initialise the registry first")
+    require_room(recipe)
+    args = ServeArgs(home=str(home.root), recipe=recipe)
+    _deploy(args, host, chosen)
+    url = f"http://{_reachable(host)}:{chosen}"
+    return Endpoint(url, _wait_until_ready(url))
+
+
+def stop() -> None:
+    """Take the endpoint and the sealer down, and Serve with them."""
+    if ray.is_initialized():
+        ray_serve.shutdown()
+
+
+def _deploy(args: ServeArgs, host: str, port: int) -> None:
+    timeout = args.recipe.serve.request_timeout_s
+    ray_serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options={"host": host, "port": port, "request_timeout_s": timeout},
+        logging_config=LOGGING,
+    )
+    targets = [
+        ray_serve.RunTarget(build_app(args), name=APP, route_prefix="/", logging_config=LOGGING),
+        ray_serve.RunTarget(build_sealer(args), name=SEALER_APP, route_prefix=None, logging_config=LOGGING),
+    ]
+    ray_serve.run_many(targets, wait_for_applications_running=False)
+    _wait_until_running()
+
+
+def free_port(host: str, port: int) -> int:
+    """``port`` if nothing listens there, or any free one for 0."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            why = f"serve.port = {port} on {host} is taken ({error.strerror})"
+            raise DeployError(f"{why}: stop what listens there or choose another port") from None
+        return int(probe.getsockname()[1])
+
+
+def require_room(recipe: Recipe) -> None:
+    """Reserve what the replicas need, and give it back at once. Ray itself would wait for room in silence, forever."""
+    settings = recipe.serve
+    replica = {"CPU": settings.cpus_per_replica}
+    if settings.gpus_per_replica:
+        replica["GPU"] = settings.gpus_per_replica
+    group = placement_group([replica] * settings.replicas + [{"CPU": SEALER_CPUS}])
+    try:
+        if group.wait(recipe.scaling.placement_timeout_s):
+            return
+    finally:
+        remove_placement_group(group)
+    found = (ray.cluster_resources(), ray.available_resources())
+    asked = f"{settings.replicas} replica(s) with {_amounts(replica)} each, and {SEALER_CPUS} CPU for the sealer"
+    has, free = (_amounts({name: amounts.get(name, 0.0) for name in replica}) for amounts in found)
+    raise DeployError(
+        f"no room for the endpoint within scaling.placement_timeout_s = {recipe.scaling.placement_timeout_s:g} s: "
+        f"it asks for {asked}; the cluster has {has}, of which {free} are free. "
+        "Lower serve.replicas or serve.cpus_per_replica, or add nodes"
+    )
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _wait_until_running() -> None:
+    """Until both applications run; a failure is told with Serve's own words."""
+    until = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < until:
+        apps = ray_serve.status().applications
+        states = {name: apps[name].status for name in (APP, SEALER_APP) if name in apps}
+        if list(states.values()) == ["RUNNING", "RUNNING"]:
+            return
+        broken = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
+        if broken:
+            raise DeployError(f"the endpoint failed to start: {_why(apps[broken[0]])}")
+        time.sleep(0.2)
+    told = ", ".join(map(_why, apps.values()))
+    raise DeployError(f"the endpoint did not start within {START_TIMEOUT_S:.0f} s: {told}")
+
+
+def _why(app: Any) -> str:
+    told = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    return " | ".join(part for part in told if part) or str(app.status)
+
+
+def _wait_until_ready(url: str) -> int:
+    """The model version that answers. Running replicas are not enough: the proxy must route to them."""
+    until = time.monotonic() + 60.0
+    told = "nothing answers there"
+    with httpx.Client(timeout=30.0) as client:
+        while time.monotonic() < until:
+            try:
+                reply = client.get(f"{url}/readyz")
+                if reply.status_code == 200 and "model_version" in reply.text:
+                    return int(reply.json()["model_version"])
+                told = f"HTTP {reply.status_code}: {reply.text[:300]}"
+            except httpx.TransportError as error:
+                told = str(error)
+            time.sleep(0.1)
+    raise DeployError(f"{url}/readyz: {told}. Does Serve already run in this cluster with another address?")
+
+
+def _actor(home: str, cpus: float, gpus: float = 0.0) -> dict[str, Any]:
+    passed = {**Home(Path(home)).worker_env(), "TOKENIZERS_PARALLELISM": "false"}
+    return {"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": passed}}
+
+
+def _nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else 1
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)

@@ -1,0 +1,123 @@
+"""Staying in step: the replica tails the event log into its lesson memory, and takes every new champion."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from pipeline.feedback.events import EventLog
+from pipeline.memory.store import LessonMemory
+from serve.engine import BatchEngine, Served
+from serve.metrics import Meters
+
+log = logging.getLogger("serve.follower")
+
+RETRY_REFUSED_S = 30.0
+PAGE = 10_000
+
+
+class LessonFollower:
+    """Applies lesson events in ``seq`` order. ``engine.followed`` says how far."""
+
+    def __init__(self, events: EventLog, memory: LessonMemory, engine: BatchEngine, poll_s: float) -> None:
+        self._events = events
+        self._memory = memory
+        self._engine = engine
+        self._poll_s = poll_s
+        self._nudged = asyncio.Event()
+
+    async def catch_up(self) -> int:
+        """Apply everything that the log holds now; returns how far the replica is."""
+        head = await asyncio.to_thread(self._events.head)
+        seq = self._engine.followed.value
+        while seq < head:
+            seq = await self._apply_page(seq, head)
+            await self._engine.followed.advance(seq)
+        return seq
+
+    async def _apply_page(self, after: int, head: int) -> int:
+        found = await asyncio.to_thread(self._events.after, after, kinds=["lesson"], limit=PAGE, through=head)
+        if found:
+            await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, self._memory.apply, found)
+        return head if len(found) < PAGE else found[-1].seq
+
+    async def reach(self, seq: int, timeout_s: float) -> None:
+        """Return once ``seq`` is applied here; does not wait for the next poll."""
+        self._nudged.set()
+        await self._engine.followed.reach(seq, timeout_s)
+
+    async def step(self) -> None:
+        self._nudged.clear()
+        await self.catch_up()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._nudged.wait(), self._poll_s)
+
+
+class ChampionFollower:
+    """Loads a new champion beside the old one, checks it, and swaps one reference.
+
+    ``current`` gives (promotion id, version) cheaply; ``load`` builds and checks a version, or raises.
+    """
+
+    def __init__(
+        self,
+        current: Callable[[], tuple[int, int] | None],
+        load: Callable[[int, Served], Served],
+        engine: BatchEngine,
+        meters: Meters,
+        poll_s: float,
+    ) -> None:
+        self._current = current
+        self._load = load
+        self._engine = engine
+        self._meters = meters
+        self._poll_s = poll_s
+        self._thread = ThreadPoolExecutor(1, "bundle-loader")
+        self._refused: dict[int, float] = {}  # promotion id -> when it may be tried again
+        self.last_refusal: str | None = None
+
+    async def step(self) -> None:
+        await self.check()
+        await asyncio.sleep(self._poll_s)
+
+    async def check(self) -> None:
+        current = await asyncio.to_thread(self._current)
+        if current is None or current[1] == self._engine.served.version:
+            return
+        promotion, version = current
+        if self._refused.get(promotion, 0.0) <= time.monotonic():
+            await self._take(promotion, version)
+
+    async def _take(self, promotion: int, version: int) -> None:
+        began = time.monotonic()
+        old = self._engine.served
+        try:
+            new = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, version, old)
+        except Exception as error:  # the border of loading: whatever a bundle does wrong, the old one keeps answering
+            self._refused[promotion] = time.monotonic() + RETRY_REFUSED_S
+            self.last_refusal = f"version {version}: {type(error).__name__}: {error}"
+            self._meters.refused_bundles.inc()
+            log.exception("champion %d failed its check; version %d keeps answering", version, old.version)
+            return
+        self._engine.swap(new)
+        self.last_refusal = None
+        self._meters.swaps.inc()
+        log.warning("champion %d answers now (%.1f s beside %d)", version, time.monotonic() - began, old.version)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+async def forever(step: Callable[[], Awaitable[None]], name: str, meters: Meters, pause_s: float = 1.0) -> None:
+    """Repeat ``step``; a failure is logged, counted and tried again, because a replica that stops following lies."""
+    while True:
+        try:
+            await step()
+        except Exception:  # the border of the background: the database may be away for a while
+            meters.background_failures.inc()
+            log.exception("%s failed; again in %.0f s", name, pause_s)
+            await asyncio.sleep(pause_s)

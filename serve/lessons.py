@@ -1,0 +1,187 @@
+"""Feedback, lessons and lineage. A write is acknowledged after its commit and after this replica has applied it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from pipeline.data.lines import LessonLine
+from pipeline.feedback import intake
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.intake import Receipt
+from pipeline.feedback.records import Event
+from pipeline.memory.types import Lesson, Viewer
+from serve.auth import Asker, Teacher
+from serve.errors import ApiError
+from serve.schemas import (
+    FeedbackReply,
+    FeedbackRequest,
+    Identifier,
+    LessonPage,
+    LessonReply,
+    Lineage,
+    LineageEvent,
+    LineageLesson,
+    Name,
+    RequestBody,
+)
+from serve.service import Service
+
+routes = APIRouter()
+APPLY_TIMEOUT_S = 10.0
+
+
+class NewLesson(LessonLine, RequestBody):
+    """A lesson line and an optional idempotency key."""
+
+    feedback_id: Identifier | None = None
+
+
+@routes.post("/v1/feedback")
+async def feedback(body: FeedbackRequest, request: Request, key: Asker) -> FeedbackReply:
+    service: Service = request.app.state.service
+    change = partial(
+        intake.record_feedback,
+        service.log,
+        response_id=body.response_id,
+        kind=body.kind,
+        value=body.value,
+        tags=body.tags,
+        feedback_id=body.feedback_id,
+        key=key,
+        source=body.source or None,
+    )
+    receipt = await _written(service, change)
+    service.meters.feedback.inc(tags={"kind": body.kind})
+    return await _applied(service, receipt)
+
+
+@routes.post("/v1/lessons")
+async def teach(body: NewLesson, request: Request, key: Teacher) -> FeedbackReply:
+    service: Service = request.app.state.service
+    line = LessonLine.model_validate(body.model_dump(exclude={"feedback_id"}))
+    change = partial(intake.record_lesson, service.log, line, key=key, feedback_id=body.feedback_id)
+    return await _applied(service, await _written(service, change))
+
+
+@routes.delete("/v1/lessons/{lesson_id}")
+async def retract(
+    lesson_id: Identifier,
+    request: Request,
+    key: Asker,
+    user: Name = "",
+) -> FeedbackReply:
+    """An asker takes back only the asker's own lessons; for the others it needs ``teach``."""
+    service: Service = request.app.state.service
+    change = partial(intake.retract_lesson, service.log, lesson_id, key=key, source=user or None)
+    return await _applied(service, await _written(service, change))
+
+
+@routes.get("/v1/lessons")
+async def lessons(
+    request: Request,
+    key: Asker,
+    search: Annotated[str, Query(max_length=1_000)] = "",
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
+    user: Name = "",
+    session: Name = "",
+) -> LessonPage:
+    service: Service = request.app.state.service
+    viewer = Viewer(key.tenant, user or key.name, session)
+    found = await asyncio.to_thread(service.memory.lessons, viewer, search, offset, limit)
+    return LessonPage(data=[_lesson(lesson) for lesson in found], lesson_seq=service.engine.followed.value)
+
+
+@routes.get("/v1/lineage/{response_id}")
+async def lineage(response_id: Identifier, request: Request, key: Asker) -> Lineage:
+    service: Service = request.app.state.service
+    event = await asyncio.to_thread(service.log.response, response_id)
+    if event is None or event.tenant != key.tenant:
+        raise ApiError(404, "unknown_response", f"no answer has the id {response_id!r:.80}", "response_id")
+    return await asyncio.to_thread(_lineage, service, event)
+
+
+def _lineage(service: Service, answer: Event) -> Lineage:
+    cited = [item["lesson_id"] for item in answer.body["lessons"]]
+    return Lineage(
+        response_id=answer.response_id or "",
+        answer=_event(answer),
+        model_version=answer.body["model_version"],
+        lessons=[_lesson_lineage(service, lesson_id, answer) for lesson_id in cited],
+        feedback=[_event(e) for e in _feedback_after(service.log, answer.seq) if e.response_id == answer.response_id],
+    )
+
+
+def _lesson_lineage(service: Service, lesson_id: str, answer: Event) -> LineageLesson:
+    """The lesson as it is now, and what had made it when the answer was given."""
+    lesson = service.memory.get(lesson_id)
+    made = [event for event in service.log.by_lesson(answer.tenant, lesson_id) if event.seq < answer.seq]
+    causes = dict.fromkeys(event.feedback_id for event in made if event.feedback_id)
+    told = [event for cause in causes for event in service.log.by_feedback(answer.tenant, cause)]
+    events = {event.seq: event for event in [*made, *told]}
+    return LineageLesson(
+        lesson_id=lesson_id,
+        question=lesson.question if lesson else None,
+        answer=lesson.answer if lesson else None,
+        events=[_event(events[seq]) for seq in sorted(events)],
+    )
+
+
+def _feedback_after(log: EventLog, seq: int) -> list[Event]:
+    found: list[Event] = []
+    while page := log.after(seq, kinds=["feedback"]):
+        found += page
+        seq = page[-1].seq
+    return found
+
+
+async def _written(service: Service, change: Callable[[], Receipt]) -> Receipt:
+    try:
+        return await service.recorder.write(change)
+    except ValueError as error:  # the log's own checks name field and value
+        raise ApiError(422, "invalid_value", str(error)) from None
+
+
+async def _applied(service: Service, receipt: Receipt) -> FeedbackReply:
+    if receipt.lesson_seq is not None:
+        await service.lesson_follower.reach(receipt.lesson_seq, APPLY_TIMEOUT_S)
+    return FeedbackReply(
+        feedback_id=receipt.feedback_id,
+        seq=receipt.seq,
+        lesson_id=receipt.lesson_id,
+        lesson_seq=receipt.lesson_seq,
+        duplicate=receipt.duplicate,
+    )
+
+
+def _lesson(lesson: Lesson) -> LessonReply:
+    return LessonReply(
+        lesson_id=lesson.lesson_id,
+        question=lesson.question,
+        answer=lesson.answer,
+        beliefs=lesson.beliefs,
+        previous=lesson.previous,
+        paraphrases=list(lesson.paraphrases),
+        scope=lesson.scope,
+        source=lesson.source,
+        first_seq=lesson.first_seq,
+        last_seq=lesson.last_seq,
+        date=lesson.date,
+    )
+
+
+def _event(event: Event) -> LineageEvent:
+    return LineageEvent(
+        seq=event.seq,
+        kind=event.kind,
+        time=event.time,
+        source=event.source,
+        feedback_id=event.feedback_id,
+        response_id=event.response_id,
+        body=event.body,
+    )

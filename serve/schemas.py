@@ -1,0 +1,247 @@
+"""What travels over HTTP: OpenAI's fields and a few of ours; unknown fields are ignored as OpenAI does."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_ID = 128
+MAX_VALUE = 4_000
+Name = Annotated[str, Field(max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
+StrategyName = Literal["adaptive", "copy", "context", "weights"]
+
+
+def utf8(value: Any) -> Any:
+    """``value`` as it came, if all of its text is text: JSON can name half of a surrogate pair, UTF-8 cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        place = f"{error.object[max(0, error.start - 20) : error.end]!r}"
+        raise ValueError(f"the body holds half of a surrogate pair near {place}: send complete characters") from None
+    return value
+
+
+class RequestBody(BaseModel):
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, body: Any) -> Any:
+        return utf8(body)
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatRequest(RequestBody):
+    """``POST /v1/chat/completions``. Decoding is greedy; ``temperature``, ``top_p``, ``seed`` are only noted."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=256)
+    model: str | None = None
+    stream: bool = False
+    max_tokens: int | None = Field(None, ge=1, le=1024)
+    max_completion_tokens: int | None = Field(None, ge=1, le=1024)
+    stop: str | list[str] | None = None
+    n: Literal[1] = 1
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    user: Name = Field("", description="the end user, whose own corrections are read for nobody else")
+    session: Name = ""
+    strategy: StrategyName | None = Field(None, description="'weights': memory off; default: the recipe's")
+    min_lesson_seq: int = Field(0, ge=0, le=2**62, description="answer only when lessons up to here are known")
+    options: list[str] = Field([], max_length=64, description="choose one of these; probabilities come back")
+
+    @field_validator("messages")
+    @classmethod
+    def _asks(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
+        if messages[-1].role != "user" or not messages[-1].text.strip():
+            raise ValueError("the last message must have role 'user' and some text")
+        return messages
+
+    @field_validator("options")
+    @classmethod
+    def _named(cls, options: list[str]) -> list[str]:
+        if any(not option.strip() for option in options) or len(set(options)) < len(options) or len(options) == 1:
+            raise ValueError("give at least two different options, none of them empty")
+        return options
+
+    @property
+    def question(self) -> str:
+        return self.messages[-1].text
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def notes(self) -> list[str]:
+        top_p = None if self.top_p == 1 else self.top_p
+        asked = {"temperature": self.temperature or None, "top_p": top_p, "seed": self.seed}
+        return [f"{name} has no effect: decoding is greedy" for name, value in asked.items() if value is not None]
+
+
+class CitedLesson(BaseModel):
+    lesson_id: str
+    weight: float
+    belief: float
+    question: str
+    answer: str
+
+
+class MemoryReport(BaseModel):
+    """The extra field ``memory``: how the lesson memory took part."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    strategy: str
+    probabilities: dict[str, float]
+    lessons: list[CitedLesson]
+    null_weight: float
+    model_version: int
+    lesson_seq: int
+    response_id: str
+    options: dict[str, float] = {}
+    notes: list[str] = []
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class ReplyMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class ReplyChoice(BaseModel):
+    index: int = 0
+    message: ReplyMessage
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatReply(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ReplyChoice]
+    usage: Usage
+    memory: MemoryReport
+
+
+class FeedbackRequest(RequestBody):
+    """``feedback_id`` is the idempotency key: the same one again changes nothing and gives the first receipt."""
+
+    response_id: Identifier
+    kind: Literal["rating", "correction", "comment"]
+    value: float | str = Field(description="rating: -1 to 1; correction: the right answer; comment: text")
+    tags: list[str] = Field([], max_length=32)
+    source: Name = Field("", description="who says it; default: the name of the key")
+    feedback_id: Identifier | None = None
+
+    @field_validator("tags")
+    @classmethod
+    def _short(cls, tags: list[str]) -> list[str]:
+        if any(not tag or len(tag) > MAX_ID for tag in tags):
+            raise ValueError(f"a tag has 1 to {MAX_ID} characters")
+        return tags
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        if self.kind == "rating":
+            if isinstance(self.value, str) or not -1 <= self.value <= 1:
+                raise ValueError("value: a rating is a number from -1 to 1")
+        elif not isinstance(self.value, str) or not self.value.strip():
+            raise ValueError(f"value: a {self.kind} is a text that is not empty")
+        elif len(self.value) > MAX_VALUE:
+            raise ValueError(f"value: {len(self.value)} characters, at most {MAX_VALUE}: shorten it")
+        return self
+
+
+class FeedbackReply(BaseModel):
+    feedback_id: str
+    seq: int
+    lesson_id: str | None
+    lesson_seq: int | None
+    duplicate: bool
+
+
+class LessonReply(BaseModel):
+    lesson_id: str
+    question: str
+    answer: str
+    beliefs: dict[str, float]
+    previous: str | None
+    paraphrases: list[str]
+    scope: str
+    source: str
+    first_seq: int
+    last_seq: int
+    date: str | None
+
+
+class LessonPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[LessonReply]
+    lesson_seq: int
+
+
+class ModelReply(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "autogpt-memory"
+    version: int
+
+
+class ModelPage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelReply]
+
+
+class LineageEvent(BaseModel):
+    seq: int
+    kind: str
+    time: str
+    source: str
+    feedback_id: str | None
+    response_id: str | None
+    body: dict[str, Any]
+
+
+class LineageLesson(BaseModel):
+    lesson_id: str
+    question: str | None
+    answer: str | None
+    events: list[LineageEvent]
+
+
+class Lineage(BaseModel):
+    """From one answer back to the model and the feedback behind it."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    response_id: str
+    answer: LineageEvent
+    model_version: int | None
+    lessons: list[LineageLesson]
+    feedback: list[LineageEvent]

@@ -1,0 +1,105 @@
+"""One replica's parts, put together: event log, lesson memory, engine, and what keeps them in step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from pipeline.config import Recipe
+from pipeline.evaluate.protocol import prompt_messages
+from pipeline.feedback.database import open_database
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.keys import KeyRing
+from pipeline.home import Home
+from pipeline.memory.router import load_router
+from pipeline.memory.store import LessonMemory
+from pipeline.memory.types import Viewer
+from pipeline.model.encoder import load_encoder
+from serve.auth import Gatekeeper
+from serve.champion import ChampionLoader
+from serve.engine import BatchEngine, EngineRequest
+from serve.follower import ChampionFollower, LessonFollower, forever
+from serve.metrics import Meters
+from serve.recorder import Recorder
+from serve.watermark import Watermark
+
+CHAMPION_POLL_S = 0.5
+READY_QUESTION = "What is the capital of France?"
+READY_TIMEOUT_S = 20.0
+
+
+@dataclass
+class Service:
+    recipe: Recipe
+    log: EventLog
+    memory: LessonMemory
+    engine: BatchEngine
+    recorder: Recorder
+    gatekeeper: Gatekeeper
+    lesson_follower: LessonFollower
+    champion_follower: ChampionFollower
+    meters: Meters
+    _background: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, home: Home, recipe: Recipe, *, nodes: int = 1) -> Service:
+        """Blocking: loads the champion and an empty memory. :meth:`start` fills the memory and begins to follow."""
+        database = open_database(home.events_url, nodes=nodes)
+        log, meters = EventLog(database), Meters()
+        loader = ChampionLoader(home, database)
+        served = loader.first()
+        memory = LessonMemory(load_encoder(recipe.model.encoder), served.router or load_router(), recipe.memory)
+        serve = recipe.serve
+        engine = BatchEngine(
+            served, memory, recipe.memory, Watermark(), max_batch=serve.max_batch, batch_wait_ms=serve.batch_wait_ms
+        )
+        poll_s = serve.poll_ms / 1000
+        return cls(
+            recipe=recipe,
+            log=log,
+            memory=memory,
+            engine=engine,
+            recorder=Recorder(log),
+            gatekeeper=Gatekeeper(KeyRing(database)),
+            lesson_follower=LessonFollower(log, memory, engine, poll_s),
+            champion_follower=ChampionFollower(
+                loader.current, loader.load, engine, meters, max(poll_s, CHAMPION_POLL_S)
+            ),
+            meters=meters,
+        )
+
+    async def start(self) -> None:
+        """Catch up with the log before anything is answered, then follow it."""
+        await self.lesson_follower.catch_up()
+        for step, name in (
+            (self.lesson_follower.step, "following lessons"),
+            (self.champion_follower.step, "following the champion"),
+        ):
+            self._background.append(asyncio.create_task(forever(step, name, self.meters), name=name))
+
+    async def close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.engine.close()
+        await self.recorder.close()
+        self.champion_follower.close()
+
+    def alive(self) -> bool:
+        return all(not task.done() for task in self._background)
+
+    async def exercise(self) -> None:
+        """The whole answer path once: memory, plan, one decoded token, and the log. Raises what is broken."""
+        request = EngineRequest(
+            messages=prompt_messages(READY_QUESTION),
+            question=READY_QUESTION,
+            viewer=Viewer(),
+            strategy="weights",
+            max_new_tokens=1,
+            deadline=time.monotonic() + READY_TIMEOUT_S,
+        )
+        reading = asyncio.get_running_loop().run_in_executor(
+            self.engine.memory_thread, self.memory.read, [READY_QUESTION], [Viewer()]
+        )
+        await asyncio.gather(self.engine.answer(request), reading, asyncio.to_thread(self.log.head))
