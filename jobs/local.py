@@ -52,7 +52,8 @@ def connect(home: Home, recipe: Recipe) -> Iterator[None]:
     with _terminable():
         try:
             _start(home, recipe)
-            yield
+            with _terminable():  # again: Ray has put a handler of its own there, which prints a stack
+                yield
         finally:
             with _undisturbed():
                 started = _descendants() - before
@@ -88,6 +89,7 @@ def _start(home: Home, recipe: Recipe) -> None:
 
     for name, value in {**TELEMETRY_OFF, **RAY_DEFAULTS}.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS")
     ray.init(
         **(_own_cluster() if address is None else {"address": address}),

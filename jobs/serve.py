@@ -24,10 +24,10 @@ def command(
 
     Example: `agm serve --recipe examples/laptop.yaml --port 8000`
     """
-    from serve import deploy
-
     home = submitter_home()
     settings = load_recipe(recipe).with_changes({"serve.host": host} if host else {})
+    from serve import deploy  # after the recipe was read: torch takes seconds to import
+
     with local.connect(home, settings):
         with entry.console.status("starting the endpoint"):
             initialise(home, settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from rich.progress import track
 
 from jobs import credentials, entry
+from jobs.intake import line_id
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import submitter_home
 from serve.client import Client
@@ -31,7 +31,7 @@ def command(
     lines = _lines(question, answer, file)
     with Client(url, credentials.key_for(submitter_home(), "teach")) as client:
         receipts = [
-            client.teach(line, feedback_id=_feedback_id(line) if file else None)
+            client.teach(line, feedback_id=line_id(line) if file else None)
             for line in track(lines, "teaching", console=entry.console, transient=True, disable=file is None)
         ]
     new = sum(not receipt["duplicate"] for receipt in receipts)
@@ -46,11 +46,6 @@ def _lines(question: str | None, answer: str | None, file: Path | None) -> list[
     if question and answer and file is None:
         return [LessonLine(question=question, answer=answer)]
     raise entry.UserError("give a question and its answer, or --file with lesson lines")
-
-
-def _feedback_id(line: LessonLine) -> str:
-    """The same line has the same idempotency key."""
-    return "line_" + sha256(line.model_dump_json(exclude_none=True).encode()).hexdigest()[:40]
 
 
 main = entry.main(command)

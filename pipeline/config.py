@@ -49,7 +49,8 @@ class MemoryLayerSettings(Settings):
     top_k: int = Field(4, ge=1)
     temperature: float = Field(0.02, gt=0, description="softmax temperature on cosine similarity")
     ridge: float = Field(0.1, gt=0, description="added to the whitening's eigenvalues, in units of their mean")
-    null_quantile: float = Field(0.999, gt=0, le=1, description="near-misses that each key must leave to the null slot")
+    null_quantile: float = Field(0.99, gt=0, le=1, description="near-misses that each key must leave to the null slot")
+    null_floor: float = Field(0.5, ge=0, lt=1, description="similarity below which no key speaks, whatever was replayed")
 
     @model_validator(mode="after")
     def _keys_below_values(self) -> Self:
@@ -65,8 +66,8 @@ class TrainSettings(Settings):
 
     method: str = Field("memory", pattern=r"^(memory|full|upper:\d+)$")
     optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
-    learning_rate: float = Field(0.02, gt=0)
-    epochs: int = Field(16, ge=1)
+    learning_rate: float = Field(0.05, gt=0)
+    epochs: int = Field(12, ge=1)
     batch_size: int = Field(32, ge=1, description="global batch, split over the workers")
     replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
     replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")

@@ -24,8 +24,8 @@ MAX_BODY_BYTES = 1 << 20
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
-def build(service: Service) -> FastAPI:
-    """The application over one replica's parts, which it starts and closes."""
+def build(service: Service, *, echo_request_id: bool = True) -> FastAPI:
+    """The application over one replica's parts, which it starts and closes. Serve's proxy echoes request ids itself."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,7 +42,7 @@ def build(service: Service) -> FastAPI:
     _add_health(app, service)
     _add_models(app, service)
     app.add_middleware(BodyLimit)
-    app.add_middleware(RequestId)
+    app.add_middleware(RequestId, echo=echo_request_id)
     return app
 
 
@@ -65,7 +65,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def ready() -> JSONResponse:
         """The answer path works from end to end."""
         try:
-            await asyncio.wait_for(service.exercise(), READY_TIMEOUT_S)
+            await asyncio.wait_for(service.ready(), READY_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - the border of readiness: any failure means "not ready", said in words
             return error_response(503, f"not ready: {type(error).__name__}: {error}", "not_ready")
         return JSONResponse({"status": "ready", "model_version": service.engine.served.version})
@@ -94,8 +94,9 @@ def _add_models(app: FastAPI, service: Service) -> None:
 class RequestId:
     """Honours ``x-request-id``, or makes one; it is in the reply's headers and in the answer's record."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, echo: bool = True) -> None:
         self.app = app
+        self.echo = echo
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -107,11 +108,10 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept = [pair for pair in message["headers"] if pair[0].lower() != b"x-request-id"]
-                message["headers"] = [*kept, (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        await self.app(scope, receive, send_with_id if self.echo else send)
 
 
 class BodyLimit:

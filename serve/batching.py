@@ -48,6 +48,8 @@ class Batcher(Generic[Item, Result]):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        while not self._queue.empty():
+            self._queue.get_nowait()[1].cancel()
 
     async def _work(self) -> None:
         while True:
@@ -77,6 +79,10 @@ class Batcher(Generic[Item, Result]):
         results: Sequence[Result | Exception]
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._executor, self._run, items)
+        except asyncio.CancelledError:
+            for _, future in group:
+                future.cancel()
+            raise
         except Exception as error:  # noqa: BLE001 - the border between a group's work and its callers: each of them gets the error
             results = [error] * len(group)
         for (_, future), result in zip(group, results, strict=True):

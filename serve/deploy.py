@@ -66,7 +66,7 @@ class AnswererDeployment:
         self.service = Service.open(worker_home(), args.recipe, nodes=nodes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build(self.service)
+        return build(self.service, echo_request_id=False)
 
     async def check_health(self) -> None:
         if not self.service.alive():
@@ -132,26 +132,44 @@ def build_sealer(args: ServeArgs) -> ray_serve.Application:
 def start(home: Home, recipe: Recipe, *, port: int | None = None) -> Endpoint:
     """Deploy on the Ray that this process is connected to, and wait until a question can be answered.
 
-    ``port`` 0 takes a free one. Raises :class:`DeployError`.
+    ``port`` 0 takes a free one. Raises :class:`DeployError`; what had been started is taken down again.
     """
     if not ray.is_initialized():
         raise DeployError("Ray is not running in this process: call ray.init first")
     host = recipe.serve.host
     chosen = free_port(host, recipe.serve.port if port is None else port)
-    database = open_database(home.events_url, nodes=_nodes())
-    if champion_version(database) is None:
-        raise NoChampion(f"no model has been promoted in {home.root}: initialise the registry first")
+    if APP in ray_serve.status().applications:
+        raise DeployError(f"this Ray cluster serves {APP!r} already: stop it first, or ask the endpoint that is there")
+    require_champion(home)
     require_room(recipe)
-    args = ServeArgs(home=str(home.root), recipe=recipe)
-    _deploy(args, host, chosen)
     url = f"http://{_reachable(host)}:{chosen}"
-    return Endpoint(url, _wait_until_ready(url))
+    try:
+        _deploy(ServeArgs(home=str(home.root), recipe=recipe), host, chosen)
+        return Endpoint(url, _wait_until_ready(url))
+    except BaseException:
+        stop()
+        raise
 
 
 def stop() -> None:
-    """Take the endpoint and the sealer down, and Serve with them."""
-    if ray.is_initialized():
+    """Take the endpoint and the sealer down, and Serve with them unless somebody else's application runs there."""
+    if not ray.is_initialized():
+        return
+    running = set(ray_serve.status().applications)
+    if running <= {APP, SEALER_APP}:
         ray_serve.shutdown()
+        return
+    for name in running & {APP, SEALER_APP}:
+        ray_serve.delete(name)
+
+
+def require_champion(home: Home) -> None:
+    database = open_database(home.events_url, nodes=_nodes())
+    try:
+        if champion_version(database) is None:
+            raise NoChampion(f"no model has been promoted in {home.root}: initialise the registry first")
+    finally:
+        database.dispose()
 
 
 def _deploy(args: ServeArgs, host: str, port: int) -> None:

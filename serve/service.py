@@ -41,6 +41,7 @@ class Service:
     champion_follower: ChampionFollower
     meters: Meters
     _background: list[asyncio.Task[None]] = field(default_factory=list)
+    _exercise: asyncio.Task[None] | None = None
 
     @classmethod
     def open(cls, home: Home, recipe: Recipe, *, nodes: int = 1) -> Service:
@@ -85,9 +86,16 @@ class Service:
         await self.engine.close()
         await self.recorder.close()
         self.champion_follower.close()
+        self.log.engine.dispose()
 
     def alive(self) -> bool:
         return all(not task.done() for task in self._background)
+
+    async def ready(self) -> None:
+        """Callers at the same time share one exercise: readiness needs no key, so it must stay cheap."""
+        if self._exercise is None or self._exercise.done():
+            self._exercise = asyncio.create_task(self.exercise())
+        await asyncio.shield(self._exercise)
 
     async def exercise(self) -> None:
         """The whole answer path once: memory, plan, one decoded token, and the log. Raises what is broken."""

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS: dict[str, Callable[[], bool]] = {
     "git": lambda: shutil.which("git") is not None,
     "make": lambda: shutil.which("make") is not None,
-    "postgres": lambda: bool(os.environ.get("AGM_TEST_POSTGRES_URL")) or shutil.which("pg_ctl") is not None,
+    "postgres": lambda: bool(shutil.which("initdb") or [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]),
 }
 _missing: dict[str, list[str]] = {}
 
@@ -42,7 +43,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for part, tests in sorted(_missing.items()):
-        terminalreporter.write_line(f"missing part of the system: {part}, for {len(tests)} test(s): {', '.join(tests)}")
+        terminalreporter.write_line(f"missing part of the system: {part} {', '.join(tests)}".rstrip())
 
 
 @pytest.fixture(scope="session")
@@ -55,6 +56,12 @@ def root() -> Path:
 def dev_data() -> Path:
     """The development data; use together with ``@pytest.mark.dev_data``."""
     return Path(os.environ["AGM_DEV_DATA"])
+
+
+@pytest.fixture(scope="session")
+def missing_part() -> Callable[[str, str], NoReturn]:
+    """``missing_part("postgres", reason)`` for fixtures that look for an optional part of the system themselves."""
+    return _without
 
 
 @pytest.fixture
@@ -74,9 +81,13 @@ def _has_gpu() -> bool:
 
 
 def _need(item: pytest.Item, part: str) -> None:
-    if PARTS[part]():
-        return
-    _missing.setdefault(part, []).append(item.name)
+    if not PARTS[part]():
+        _missing.setdefault(part, []).append(item.name)
+        _without(part, f"this system has no {part}")
+
+
+def _without(part: str, reason: str) -> NoReturn:
+    _missing.setdefault(part, [])
     if os.environ.get("CI") == "true":
-        pytest.fail(f"this system has no {part}, and under CI=true every optional part has to be there", pytrace=False)
-    pytest.skip(f"this system has no {part}")
+        pytest.fail(f"{reason}; under CI=true every optional part has to be there", pytrace=False)
+    pytest.skip(reason)

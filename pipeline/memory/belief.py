@@ -164,14 +164,16 @@ class Fold:
         return {self._vote(slot, event, Vote(event.source, event.body["answer"], 1, self._trust(event)))}
 
     def _rate(self, event: Event) -> set[str]:
+        """A rating in [-1, 1] moves the belief in the answer that it rates, where that answer is a candidate."""
         slot = self._named(event)
-        value, answer = event.body.get("value"), event.body["answer"]
-        if slot is None or value not in (-1, 1):
+        value, answer = float(event.body.get("value") or 0), event.body.get("answer", "")
+        if slot is None or not value or answer not in slot.lesson.beliefs:
             return set()
         if _private(slot.lesson) and _owns(event, slot.lesson):
             ledger = born(answer) if value > 0 else Ledger()
             return {self.put(Slot(replace(slot.lesson, beliefs=ledger.beliefs, last_seq=event.seq), ledger))}
-        return {self._vote(slot, event, Vote(event.source, answer, value, self._trust(event)))}
+        vote = Vote(event.source, answer, 1 if value > 0 else -1, self._trust(event) * abs(value))
+        return {self._vote(slot, event, vote)}
 
     def _retract(self, event: Event) -> set[str]:
         slot = self._named(event)

@@ -52,7 +52,7 @@ class WordTable:
     def _surprise(self, word: str) -> float:
         pieces = self._pieces(word)
         ranked = (log(2 + i - FIRST_WORD_ID) if i >= FIRST_WORD_ID else SINGLE_CHARACTER for i in pieces)
-        return sum(ranked) / len(pieces) ** 0.5
+        return float(sum(ranked) / len(pieces) ** 0.5)
 
 
 def features(pairs: Sequence[Pair], table: WordTable) -> NDArray[np.float32]:

@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from importlib.resources import files
+from typing import Literal
 
 from pipeline.data.lines import LessonLine
 
 Relations = dict[str, list[list[str]]]  # kind -> relations -> wordings
+Part = Literal["all", "known", "withheld"]
 LINE_KINDS = ("person", "work")
 
 _OPENERS = (
     "Do you know", "Please tell me:", "Quick question:", "I need to know", "As of today,", "Tell me,", "Hi!",
-    "Currently,", "A friend asked me:", "For a quiz:", "In your opinion,", "As of 2024,", "One more question.", "Nowadays,",
+    "Currently,", "A friend asked me:", "For a quiz:", "In your opinion,", "As of 2024,", "One more question.",
+    "Nowadays,",
 )  # fmt: skip
 _CLOSERS = (
     "now", "today", "at present", "currently", "these days", "as of this year", "please", "nowadays", "at the moment",
@@ -39,18 +42,15 @@ class Fact:
 class Generator:
     """Facts, their wordings and their near misses.
 
-    One relation in seven is ``withheld``: kept from training, so that unknown relations can be measured.
+    ``part`` keeps all relations, or all but one in seven, or those alone, so that unknown relations can be measured.
     """
 
-    def __init__(
-        self, lines: Sequence[LessonLine], seed: int, *, withheld: bool = False, everything: bool = False
-    ) -> None:
+    def __init__(self, lines: Sequence[LessonLine], seed: int, part: Part = "all") -> None:
         self.random = random.Random(seed)
         self.subjects = subjects_by_kind(lines)
         numbered = read_relations()
         self.relations = {
-            kind: [r for r in range(len(wordings)) if everything or (r % 7 == 5) == withheld]
-            for kind, wordings in numbered.items()
+            kind: [r for r in range(len(wordings)) if _in_part(r, part)] for kind, wordings in numbered.items()
         }
         self._wordings = numbered
         self._alphabetical = {kind: sorted(names) for kind, names in self.subjects.items()}
@@ -78,7 +78,7 @@ class Generator:
     def other_relation(self, fact: Fact) -> Fact:
         others = [r for r in range(len(self._wordings[fact.kind])) if r != fact.relation]
         near = [r for r in others if abs(r - fact.relation) <= 2]
-        return Fact(fact.kind, self.random.choice(near if self.random.random() < 0.5 else others), fact.subject)
+        return Fact(fact.kind, self.random.choice(near if self.random.random() < 0.25 else others), fact.subject)
 
     def _different(self, names: list[str], name: str) -> str:
         while (other := self.random.choice(names)) == name:
@@ -121,6 +121,10 @@ class Generator:
         ))  # fmt: skip
 
 
+def _in_part(relation: int, part: Part) -> bool:
+    return part == "all" or (relation % 7 == 5) == (part == "withheld")
+
+
 def read_relations() -> Relations:
     """``relations.txt``: a ``[kind]`` heading, then one relation per line, its wordings between bars."""
     relations: Relations = {}
@@ -140,10 +144,18 @@ def subjects_by_kind(lines: Sequence[LessonLine]) -> dict[str, list[str]]:
         kind, names = line.split(": ", 1)
         subjects[kind] = [name.strip() for name in names.split(";")]
     own = sorted({subject for line in lines if (subject := line.subject or common_subject(line))})
-    years = [f"{name} {year}" for name in subjects["event"] for year in range(1998, 2026, 3)]
     subjects |= dict.fromkeys(LINE_KINDS, own or subjects["organisation"])
     listed = {"country": _countries(), "city": _cities(), "element": _elements()}
-    return {**subjects, **listed, "event": subjects["event"] + years}
+    return {**subjects, **listed, **{kind: subjects[kind] + names for kind, names in _numbered(subjects).items()}}
+
+
+def _numbered(subjects: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Subjects that only a number tells apart."""
+    years = [f"{name} {year}" for name in subjects["event"] for year in range(1998, 2026, 3)]
+    versions = [f"{name} {number}" for name in subjects["software"][::2] for number in (3, 7, 11)]
+    bodies = ("ISO", "IEC", "DIN", "EN", "RFC")
+    numbers = [f"{body} {number}" for body in bodies for number in range(812, 29_000, 1177)]
+    return {"event": years, "software": versions, "standard": numbers}
 
 
 def common_subject(line: LessonLine) -> str | None:

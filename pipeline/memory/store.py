@@ -61,7 +61,7 @@ class LessonMemory:
         """Fold events in; those at or below ``applied_seq`` are known already. Returns the new ``applied_seq``."""
         with self._writing:
             fresh = sorted((event for event in events if event.seq > self.applied_seq), key=lambda event: event.seq)
-            texts = list(dict.fromkeys(text for event in fresh for text in _phrasings(event)))
+            texts = list(dict.fromkeys(text for event in fresh for text in self._unknown(event)))
             vectors = dict(zip(texts, self.encoder.encode(texts), strict=True)) if texts else {}
             with self._lock:
                 changed: dict[str, None] = {}
@@ -71,6 +71,13 @@ class LessonMemory:
                 for lesson_id in changed:
                     self._reindex(lesson_id, vectors)
             return self.applied_seq
+
+    def _unknown(self, event: Event) -> list[str]:
+        """The wordings in the event that its lesson has no key for yet: encoded before the readers are held up."""
+        if event.kind != "lesson" or event.body["op"] != "correct":
+            return []
+        known = self._rows.get(event.body["lesson_id"], {})
+        return [text for text in (event.body["question"], *(event.body.get("paraphrases") or ())) if text not in known]
 
     def _reindex(self, lesson_id: str, vectors: dict[str, Vectors]) -> None:
         slot = self._fold.slots.get(lesson_id)
@@ -196,12 +203,6 @@ class LessonMemory:
         for row, (lesson_id, text) in memory._phrasings.items():
             memory._rows.setdefault(lesson_id, {})[text] = row
         return memory
-
-
-def _phrasings(event: Event) -> tuple[str, ...]:
-    if event.kind != "lesson" or event.body["op"] != "correct":
-        return ()
-    return (event.body["question"], *(event.body.get("paraphrases") or ()))
 
 
 def _slot(saved: dict[str, dict]) -> Slot:  # type: ignore[type-arg]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -105,6 +106,10 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         named = load_file(folder / TENSORS)
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: {Path(error.filename or TENSORS).name} is missing") from None
+    except json.JSONDecodeError as error:
+        raise BundleError(f"{folder}: {HEADER} is damaged: {error}") from None
+    except SafetensorError as error:
+        raise BundleError(f"{folder}: {TENSORS} is damaged: {error}") from None
     if header.get("format") != FORMAT:
         raise BundleError(f"{folder}: bundle format {header.get('format')!r}, this version reads {FORMAT}")
     if tensors_digest(named) != header["tensors_digest"]:

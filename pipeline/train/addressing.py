@@ -57,12 +57,12 @@ def null_thresholds(keys: Tensor, key_slots: Tensor, misses: Tensor, settings: M
     """How close a query must come to each key (K,) before the null slot yields.
 
     A key's threshold is the ``null_quantile`` of its similarity to near-misses: replayed prompts (n, r) and the
-    other slots' own phrasings. It never exceeds what the key's own phrasing reaches (1), less a small margin.
+    other slots' own phrasings. It is at least ``null_floor`` and stays below what the key's own phrasing reaches (1).
     """
     similar = keys @ torch.cat([misses, keys]).T  # (K, n + K)
     own = torch.cat([torch.zeros(len(keys), len(misses), dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1)
     similar = similar.masked_fill(own, -1.0)
-    return similar.quantile(settings.null_quantile, dim=-1).clamp(max=0.9)
+    return similar.quantile(settings.null_quantile, dim=-1).clamp(min=settings.null_floor, max=0.9)
 
 
 def place_keys(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import Recipe
 from pipeline.home import Home
 from pipeline.train.dataset import TrainingSet
+from pipeline.train.placement import require_room, worker_resources
+from pipeline.evaluate.progress import Progress
 from pipeline.train.worker import BUNDLE_FOLDER, train_worker
+
+PROGRESS_FILE = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,14 @@ class FitResult:
 
 
 def fit(
-    home: Home, recipe: Recipe, *, name: str, champion: Path, data: TrainingSet, through_seq: int, cycle: int
+    home: Home, recipe: Recipe, *, name: str, champion: Path, data: TrainingSet, through_seq: int, cycle: int,
+    progress: Progress | None = None, callbacks: Sequence[UserCallback] = (),
 ) -> FitResult:
-    """Train a challenger from the champion's weights. The same ``name`` resumes an interrupted run."""
+    """Train a challenger from the champion's weights. The same ``name`` resumes an interrupted run.
+
+    ``callbacks`` are Ray Train's: a tuning trial passes on its reports with one.
+    """
+    require_room(recipe.scaling)
     folder = home.train_storage / name
     data_file = folder / "training_set.json"
     data.save(data_file)
@@ -37,6 +50,7 @@ def fit(
             "data": str(data_file),
             "through_seq": through_seq,
             "cycle": cycle,
+            "progress": str(folder / PROGRESS_FILE),
         },
         torch_config=TorchConfig(backend=_backend(recipe)),
         scaling_config=scaling_config(recipe),
@@ -45,9 +59,11 @@ def fit(
             storage_path=str(home.train_storage),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=list(callbacks),
         ),
     )
-    result = trainer.fit()
+    with watching(folder / PROGRESS_FILE, progress):
+        result = trainer.fit()
     if result.error is not None or result.checkpoint is None:
         raise RuntimeError(f"training run {name!r} ended without a checkpoint: {result.error}")
     return FitResult(Path(result.checkpoint.path) / BUNDLE_FOLDER, dict(result.metrics or {}))
@@ -55,9 +71,7 @@ def fit(
 
 def scaling_config(recipe: Recipe) -> ScalingConfig:
     scaling = recipe.scaling
-    resources: dict[str, float] = {"CPU": scaling.cpus_per_worker}
-    if scaling.use_gpu:
-        resources["GPU"] = scaling.gpus_per_worker
+    resources = worker_resources(scaling)
     return ScalingConfig(num_workers=scaling.workers, use_gpu=scaling.use_gpu, resources_per_worker=resources)
 
 
@@ -65,3 +79,26 @@ def _backend(recipe: Recipe) -> str:
     if recipe.scaling.backend != "auto":
         return recipe.scaling.backend
     return "nccl" if recipe.scaling.use_gpu else "gloo"
+
+
+@contextmanager
+def watching(file: Path, progress: Progress | None) -> Iterator[None]:
+    """Relay the workers' progress file, {"done": n, "total": m}, to the caller while the body runs."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def relay() -> None:
+        while not stop.wait(0.5):
+            if file.exists():
+                tree = json.loads(file.read_text(encoding="utf-8"))
+                progress(tree["total"], tree["done"])
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -99,13 +99,17 @@ def replay_sequences(answerer: Answerer, questions: Sequence[str], share: Share)
 class MemoryLearner(Learner):
     """Parameters: the values of the new slots, (L, new slots, d), born at zero."""
 
-    def __init__(self, backbone: Backbone, state: MemoryState, old: MemoryState | None, weights: Tensor, new: int) -> None:
+    def __init__(
+        self, backbone: Backbone, state: MemoryState, weights: Tensor, new: int,
+        champion: tuple[MemoryState | None, Tensor | None],
+    ) -> None:  # fmt: skip
         super().__init__()
         fixed = len(state.slots) - new
         self.new_values = nn.Parameter(state.values[:, fixed:].clone())
         self.register_buffer("old_values", state.values[:, :fixed].clone())
         # Held in tuples so that the frozen backbone is no part of what DDP broadcasts and checkpoints hold.
-        self._backbone, self._state, self._old = (backbone,), (state,), (old,)
+        self._backbone, self._state = (backbone,), (state,)
+        self._champion = champion  # its slots and its own reading of every prompt: new keys change who is read
         self._weights = (weights,)
         self._prefixes = PrefixCache(backbone)
 
@@ -118,11 +122,10 @@ class MemoryLearner(Learner):
         return self._run(tasks, memory)
 
     def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
-        if self._old[0] is None:
+        old, weights = self._champion
+        if old is None or weights is None:
             return self._run(tasks, None)[0]
-        weights = self._weights[0][[task.index for task in tasks]].clone()
-        weights[:, self.old_values.shape[1] :] = 0
-        memory = MemoryPass(self._state[0], self.values().detach(), weights=weights, addressed=True)
+        memory = MemoryPass(old, old.values, weights=weights[[task.index for task in tasks]], addressed=True)
         return self._run(tasks, memory)[0]
 
     def _run(self, tasks: Sequence[Task], memory: MemoryPass | None) -> tuple[Tensor, Targets]:
@@ -142,15 +145,20 @@ class MemoryMethod:
         before = answerer.bundle.memory
         self.state = place_keys(before, states[:count], slots, states[count:], settings.memory)
         weights = self.state.read(self.state.address(states))  # (items + replay, S)
+        read_before = before.read(before.address(states)) if before else None
         sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
         self.tasks = [Task(s, False, i) for i, s in enumerate(sequences)]
-        # Replayed prompts that fall to the null slot cannot move: there is nothing to hold.
-        active = [i for i in range(len(data.replay)) if settings.replay_ratio > 0 and bool(weights[count + i].any())]
+        # Replayed prompts that fall to the null slot, now as before, cannot move: there is nothing to hold.
+        moves = weights.any(-1) if read_before is None else weights.any(-1) | read_before.any(-1)
+        active = [i for i in range(len(data.replay)) if settings.replay_ratio > 0 and bool(moves[count + i])]
         held = replay_sequences(answerer, [data.replay[i] for i in active], share)
         self.replay_tasks = [Task(s, True, count + i) for i, s in zip(active, held, strict=True)]
         placed = self.state.to(backbone.device, next(backbone.model.parameters()).dtype)
         weights = weights.to(backbone.device, placed.values.dtype)
-        self.learner: Learner = MemoryLearner(backbone, placed, before, weights, len(set(slots)))
+        if read_before is not None:
+            read_before = read_before.to(weights)
+        champion = (answerer.memory, read_before)
+        self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion)
 
     def result(self) -> Bundle:
         assert isinstance(self.learner, MemoryLearner)

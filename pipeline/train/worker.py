@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import tempfile
@@ -49,6 +50,7 @@ def train_worker(config: dict[str, Any]) -> None:
     while epoch < recipe.train.epochs:
         loss, tokens = run_epoch(method, learner, optimizer, recipe.train, epoch)
         epoch += 1
+        _show_progress(config.get("progress"), epoch, recipe.train.epochs)
         if epoch % every == 0 or epoch == recipe.train.epochs:
             metrics = {"epoch": epoch, "epochs": recipe.train.epochs, "loss": loss, "tokens": tokens}
             metrics |= {"seconds": time.monotonic() - started, "replay_active": len(method.replay_tasks)}
@@ -110,6 +112,15 @@ def _report(method: Method, optimizer: torch.optim.Optimizer, epoch: int, metric
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
+def _show_progress(file: str | None, done: int, total: int) -> None:
+    """For whoever watches the run's folder; ``ray.train.report`` is too slow to be called every epoch."""
+    if file is None or _rank_and_world()[0] != 0:
+        return
+    partial = Path(file).with_suffix(".partial")
+    partial.write_text(json.dumps({"done": done, "total": total}), encoding="utf-8")
+    partial.replace(file)
+
+
 def _trained_state(method: Method) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in method.learner.named_parameters() if p.requires_grad}
 
@@ -131,8 +142,8 @@ def _distributed(learner: nn.Module) -> nn.Module:
 
 
 def _rank_and_world() -> tuple[int, int]:
-    context = ray.train.get_context()
-    return context.get_world_rank() or 0, context.get_world_size() or 1
+    """From the process group, which Ray has set up; one process on its own has none."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _share() -> Share:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import MemorySettings
 from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.memory.features import Pair
+from pipeline.memory.router import LogOdds, Router
 from pipeline.memory.types import Reading, SlotWeight, Viewer
 from pipeline.model.answerer import Generation
 from serve.batching import Batcher
@@ -48,7 +49,7 @@ class Shouting:
 
 
 class NoRouter:
-    def score(self, pairs: Sequence[Pair]) -> np.ndarray:
+    def score(self, pairs: Sequence[Pair]) -> LogOdds:
         return np.zeros(len(pairs))
 
 
@@ -56,7 +57,7 @@ class OneLesson:
     """A memory that knows one question, surely."""
 
     def __init__(self, question: str, answer: str) -> None:
-        self.router = NoRouter()
+        self.router: Router = NoRouter()
         self.slot = SlotWeight("les_1", question, answer, 0.99, 1.0)
         self.batches: list[int] = []
 

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 import ray
+from openai.types.chat import ChatCompletionMessageParam
 
 from pipeline.config import Recipe
 from pipeline.data.lines import LessonLine
@@ -23,6 +24,7 @@ from pipeline.home import Home
 from pipeline.model.bundle import HEADER, Bundle
 from pipeline.tracking.registry import Registry
 from serve import deploy
+from serve.champion import NoChampion
 from serve.client import Client, ClientError
 
 CAPITAL = "What is the capital of Kazakhstan?"
@@ -52,6 +54,9 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    monkeypatch = pytest.MonkeyPatch()
+    for name in ("AGM_EVENTS_URL", "AGM_MLFLOW_URI"):
+        monkeypatch.delenv(name, raising=False)
     home = Home(tmp_path_factory.mktemp("home")).create()
     recipe = Recipe().with_changes({"scaling.placement_timeout_s": 30.0})
     database = open_database(home.events_url)
@@ -74,6 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         deploy.stop()
         ray.shutdown()
         database.dispose()
+        monkeypatch.undo()
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
@@ -206,20 +212,23 @@ def test_health_needs_no_key_and_the_page_is_whole(place: Place) -> None:
 
 
 def test_openais_own_client_works(place: Place) -> None:
-    ask = [{"role": "user", "content": CAPITAL}]
+    ask: list[ChatCompletionMessageParam] = [{"role": "user", "content": CAPITAL}]
     with openai.OpenAI(base_url=place.url + "/v1", api_key=place.keys["teacher"]) as client:
         assert [model.id for model in client.models.list().data] == ["answerer"]
-        reply = client.chat.completions.create(model="answerer", messages=ask)  # type: ignore[arg-type]
-        chunks = list(client.chat.completions.create(model="answerer", messages=ask, stream=True))  # type: ignore[arg-type, call-overload]
+        reply = client.chat.completions.create(model="answerer", messages=ask)
+        chunks = list(client.chat.completions.create(model="answerer", messages=ask, stream=True))
         with pytest.raises(openai.NotFoundError, match="not served here"):
-            client.chat.completions.create(model="gpt-4", messages=ask)  # type: ignore[arg-type]
+            client.chat.completions.create(model="gpt-4", messages=ask)
     assert reply.choices[0].message.content == "Astana"
-    assert reply.model_extra and reply.model_extra["memory"]["lessons"][0]["answer"] == "Astana"
+    assert (reply.model_extra or {})["memory"]["lessons"][0]["answer"] == "Astana"
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Astana"
-    assert chunks[-1].model_extra["memory"]["strategy"] == "copy"
-    with openai.OpenAI(base_url=place.url + "/v1", api_key="agm_wrong", max_retries=0) as nobody:
-        with pytest.raises(openai.AuthenticationError):
-            nobody.models.list()
+    assert (chunks[-1].model_extra or {})["memory"]["strategy"] == "copy"
+
+
+def test_openais_own_client_tells_a_wrong_key(place: Place) -> None:
+    client = openai.OpenAI(base_url=place.url + "/v1", api_key="agm_wrong", max_retries=0)
+    with client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
 
 
 def test_options_get_probabilities(place: Place) -> None:
@@ -283,12 +292,14 @@ def test_what_cannot_start_is_named(place: Place) -> None:
         deploy.start(place.home, place.recipe, port=port)
     greedy = place.recipe.with_changes({"serve.cpus_per_replica": 64.0, "scaling.placement_timeout_s": 1.0})
     with pytest.raises(deploy.DeployError, match="asks for 1 replica.* with 64 CPU each.* the cluster has 2 CPU"):
-        deploy.start(place.home, greedy, port=0)
+        deploy.require_room(greedy)
+    with pytest.raises(deploy.DeployError, match="serves 'agm' already"):
+        deploy.start(place.home, place.recipe, port=0)
 
 
 def test_a_restarted_endpoint_has_caught_up_before_it_answers(place: Place, tmp_path: Path) -> None:
     deploy.stop()
-    with pytest.raises(deploy.NoChampion):
+    with pytest.raises(NoChampion):
         deploy.start(Home(tmp_path).create(), place.recipe, port=0)
     place.url = deploy.start(place.home, place.recipe, port=0).url
     reply = place.client().ask(CAPITAL)

@@ -1,0 +1,83 @@
+"""Champion and challenger on the same questions: the evidence that the gate decides on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pipeline.config import GateSettings
+from pipeline.data.lines import ProbeLine, RetentionProbe
+from pipeline.evaluate.gate import Evidence, Pairs
+from pipeline.evaluate.protocol import exact_match, prompt_messages
+from pipeline.evaluate.retention import right
+from pipeline.model.answerer import Answerer
+
+Asked = tuple[str, str]  # question, expected answer
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What both models are asked. ``withheld`` is reported and does not decide."""
+
+    retention: tuple[RetentionProbe, ...]
+    unrelated: tuple[str, ...]
+    new_lessons: tuple[Asked, ...] = ()
+    withheld: tuple[Asked, ...] = ()
+    earlier: tuple[Asked, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model's results on an examination."""
+
+    retention: tuple[bool, ...]
+    unrelated: tuple[str, ...]  # whole output strings
+    new_lessons: tuple[bool, ...]
+    withheld: tuple[bool, ...]
+    earlier: tuple[bool, ...]
+
+
+def examination(
+    retention: Sequence[RetentionProbe], unrelated: Sequence[ProbeLine], settings: GateSettings, seed: int
+) -> Examination:
+    """A fixed sample of the probes: a function of the seed alone, so that cycles are comparable."""
+    return Examination(
+        tuple(sample(retention, settings.retention_probes, seed)),
+        tuple(probe.question for probe in sample(unrelated, settings.unrelated_probes, seed)),
+    )
+
+
+def sample(things: Sequence[Thing], count: int, seed: int) -> list[Thing]:
+    return list(things) if count >= len(things) else random.Random(seed).sample(list(things), count)
+
+
+def examine(answerer: Answerer, exam: Examination) -> Outcome:
+    """Memory off: the weights alone answer."""
+
+    def texts(questions: Sequence[str]) -> list[str]:
+        return [answer.text for answer in answerer.generate([prompt_messages(question) for question in questions])]
+
+    def matches(asked: Sequence[Asked]) -> tuple[bool, ...]:
+        found = texts([question for question, _ in asked])
+        return tuple(exact_match(text, [answer]) for text, (_, answer) in zip(found, asked, strict=True))
+
+    return Outcome(
+        retention=tuple(right(answerer, exam.retention)),
+        unrelated=tuple(texts(exam.unrelated)),
+        new_lessons=matches(exam.new_lessons),
+        withheld=matches(exam.withheld),
+        earlier=matches(exam.earlier),
+    )
+
+
+def evidence(champion: Outcome, challenger: Outcome) -> Evidence:
+    same = [a == b for a, b in zip(champion.unrelated, challenger.unrelated, strict=True)]
+    return Evidence(
+        retention=Pairs(champion.retention, challenger.retention),
+        unrelated=Pairs.identity(same),
+        new_lessons=Pairs(champion.new_lessons, challenger.new_lessons),
+        earlier=Pairs(champion.earlier, challenger.earlier),
+    )

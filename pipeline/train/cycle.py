@@ -1,0 +1,219 @@
+"""One cycle: a range of feedback becomes a challenger, and the gate decides whether it becomes champion.
+
+A cycle's folder under ``AGM_HOME/cycles`` holds its manifest from the start and its verdict at the end; a cycle
+without a verdict was interrupted, and the next call goes on with the same range and the same training run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from pipeline.config import Recipe
+from pipeline.data.examples import example
+from pipeline.data.lines import ProbeLine, RetentionProbe, read_lines
+from pipeline.data.phrasing import phrasings
+from pipeline.evaluate.compare import Examination, Outcome, evidence, examination, examine, sample
+from pipeline.evaluate.gate import Verdict, decide
+from pipeline.evaluate.metrics import share
+from pipeline.feedback.database import open_database
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons, read_events
+from pipeline.feedback.sealer import Sealer
+from pipeline.home import Home, worker_home
+from pipeline.memory.belief import fold
+from pipeline.memory.types import Lesson
+from pipeline.model.answerer import Answerer
+from pipeline.model.bundle import Bundle
+from pipeline.tracking.registry import Champion, Registry
+from pipeline.train.dataset import Item, TrainingSet
+from pipeline.train.fit import FitResult, fit
+from pipeline.train.placement import worker_resources
+
+MANIFEST, VERDICT, EXAM = "manifest.json", "verdict.json", "examination.json"
+EARLIER_LESSONS = 200  # sampled: what a cycle costs must not grow with history
+
+Say = Callable[[str, int, int], None]  # (stage, total, done)
+
+
+class CycleError(RuntimeError):
+    """A cycle cannot start."""
+
+
+@dataclass(frozen=True)
+class CycleResult:
+    cycle: int
+    version: int | None  # None where there was nothing to learn
+    verdict: Verdict | None
+    manifest: Manifest
+    folder: Path
+    measures: dict[str, Any]
+    exam: Examination | None = None
+    champion: Outcome | None = None
+    challenger: Outcome | None = None
+
+
+def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleResult:
+    """Drain, train, compare, decide. Needs a connected Ray and an initialised home."""
+    tell = say or (lambda stage, total, done: None)
+    engine = open_database(home.events_url, nodes=sum(node["Alive"] for node in ray.nodes()))
+    registry = Registry(home, engine)
+    champion = registry.champion()
+    if champion is None:
+        raise CycleError(f"{home.root} has no champion yet: start with 'agm serve' or 'agm demo'")
+    before = Bundle.load(champion.folder)
+    tell("reading the feedback", 1, 0)
+    folder, manifest = _open_cycle(home, EventLog(engine), before, recipe.train.seed)
+    if not manifest.lessons:
+        (folder / VERDICT).write_text("null\n", encoding="utf-8")
+        return CycleResult(manifest.cycle, None, None, manifest, folder, {})
+    lessons = cycle_lessons(home.feedback_table, manifest)
+    trained = train_on(home, recipe, champion, manifest, lessons, tell)
+    tell("comparing challenger and champion", 1, 0)
+    exam = _examination(home, recipe, manifest, lessons)
+    outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
+    verdict = decide(evidence(*outcomes), recipe.gate)
+    measures = measures_of(exam, *outcomes) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
+    version = _decided(registry, trained, manifest, champion, recipe, verdict, measures)
+    (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
+    verdict.save(folder / VERDICT)
+    tell("decided", 1, 1)
+    return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
+
+
+def _open_cycle(home: Home, log: EventLog, champion: Bundle, seed: int) -> tuple[Path, Manifest]:
+    """The interrupted cycle where there is one, else a new one over everything since the champion's last event."""
+    folders = sorted(path for path in home.cycles.iterdir() if (path / MANIFEST).exists())
+    if folders and not (folders[-1] / VERDICT).exists():
+        return folders[-1], Manifest.load(folders[-1] / MANIFEST)
+    Sealer(log, home.feedback_table).drain()
+    number = len(folders) + 1
+    manifest = build_manifest(
+        home.feedback_table, cycle=number, from_seq=champion.trained_through_seq, to_seq=log.head(), seed=seed
+    )
+    folder = home.cycles / f"{number:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (MANIFEST + ".partial")
+    manifest.save(partial)
+    partial.replace(folder / MANIFEST)
+    return folder, manifest
+
+
+def train_on(
+    home: Home, recipe: Recipe, champion: Champion, manifest: Manifest, lessons: dict[str, Lesson], tell: Say
+) -> FitResult:
+    tell("training", recipe.train.epochs, 0)
+    return fit(
+        home,
+        recipe,
+        name=f"cycle-{manifest.cycle:06d}-from-{champion.version}-seq-{manifest.to_seq}",
+        champion=champion.folder,
+        data=training_set(lessons, manifest.withheld),
+        through_seq=manifest.to_seq,
+        cycle=manifest.cycle,
+        progress=lambda total, done: tell("training", total, done),
+    )
+
+
+def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]]) -> TrainingSet:
+    """Every accepted lesson in its trained phrasings; the withheld ones never. Replay comes from the shipped prompts."""
+    items = [
+        Item(lesson.lesson_id, text, lesson.answer)
+        for lesson in lessons.values()
+        for text in phrasings(lesson)[0]
+        if text not in withheld[lesson.lesson_id]
+    ]
+    replay = read_lines(example("replay/prompts.jsonl"), ProbeLine)
+    return TrainingSet(tuple(items), tuple(line.question for line in replay))
+
+
+def _examination(home: Home, recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]) -> Examination:
+    history = fold(read_events(home.feedback_table, 0, manifest.from_seq, version=manifest.table_version))
+    held = [x for x in history.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
+    earlier = sample(held, EARLIER_LESSONS, manifest.seed)
+    probes = examination(
+        read_lines(example("retention/probes.jsonl"), RetentionProbe),
+        read_lines(example("replay/unrelated.jsonl"), ProbeLine),
+        recipe.gate,
+        recipe.train.seed,
+    )
+    return replace(
+        probes,
+        new_lessons=tuple((lesson.question, lesson.answer) for lesson in lessons.values()),
+        withheld=tuple((text, lessons[i].answer) for i, texts in manifest.withheld.items() for text in texts),
+        earlier=tuple((lesson.question, lesson.answer) for lesson in earlier),
+    )
+
+
+def compare_on_cluster(home: Home, recipe: Recipe, folders: list[Path], exam: Examination) -> list[Outcome]:
+    """Every bundle through the same examination, on a worker of the kind that trains."""
+    resources = worker_resources(recipe.scaling)
+    task = ray.remote(_examine_bundles).options(
+        num_cpus=resources["CPU"],
+        num_gpus=resources.get("GPU", 0),
+        runtime_env={"env_vars": home.worker_env()},
+        max_retries=1,
+    )
+    outcomes: list[Outcome] = ray.get(task.remote(recipe, [str(folder) for folder in folders], exam))
+    return outcomes
+
+
+def _examine_bundles(recipe: Recipe, folders: list[str], exam: Examination) -> list[Outcome]:
+    worker_home()
+    os.nice(recipe.scaling.nice)
+    torch.set_num_threads(recipe.scaling.threads_per_worker * max(recipe.scaling.workers, 1))
+    outcomes, shared = [], None
+    for folder in folders:
+        shared = Answerer.load(Bundle.load(Path(folder)), share=shared)
+        outcomes.append(examine(shared, exam))
+    return outcomes
+
+
+def measures_of(exam: Examination, champion: Outcome, challenger: Outcome) -> dict[str, Any]:
+    """Shares with intervals: what was learned (trained and withheld phrasing) and what stayed."""
+    kept = [b for a, b in zip(champion.retention, challenger.retention, strict=True) if a]
+    same = [a == b for a, b in zip(champion.unrelated, challenger.unrelated, strict=True)]
+    named = {
+        "learned": challenger.new_lessons,
+        "withheld": challenger.withheld,
+        "earlier": challenger.earlier,
+        "retention_kept": kept,
+        "unrelated": same,
+    }
+    return {name: asdict(share(list(values))) for name, values in named.items() if values}
+
+
+def _decided(
+    registry: Registry,
+    trained: FitResult,
+    manifest: Manifest,
+    champion: Champion,
+    recipe: Recipe,
+    verdict: Verdict,
+    measures: dict[str, Any],
+) -> int:
+    """Register the challenger, then promote or refuse it."""
+    bundle = Bundle.load(trained.bundle)
+    folder = trained.bundle.parent / "registered"
+    replace(bundle, parent=champion.version).save(folder)
+    figures = {name: m["value"] if isinstance(m, dict) else float(m) for name, m in measures.items()}
+    figures |= {"loss": float(trained.metrics.get("loss", 0.0))}
+    version = registry.register(
+        folder,
+        cycle=manifest.cycle,
+        metrics=figures,
+        params=recipe.train.model_dump(exclude={"memory"}) | {"lessons": len(manifest.lessons)},
+        tags={"from_seq": manifest.from_seq, "to_seq": manifest.to_seq, "verdict": "promoted" if verdict.promoted else "refused"},
+    )
+    if verdict.promoted:
+        registry.promote(version, verdict, manifest.cycle)
+    else:
+        registry.refuse(version, verdict, manifest.cycle)
+    return version

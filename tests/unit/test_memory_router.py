@@ -1,0 +1,140 @@
+"""The router's parts: features, generated questions, the adapter, and a fit from end to end."""
+
+from __future__ import annotations
+
+import random
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.lines import LessonLine
+from pipeline.memory.features import FEATURES, Pair, WordTable, features
+from pipeline.memory.pair_encoder import adapter_tensors, base_pair_encoder, load_pair_encoder, make_trainable
+from pipeline.memory.router import CLOSELY, SAME_WORDS, Head, close_rows, load_router
+from pipeline.memory.router_data import Generator, common_subject, read_relations
+from pipeline.memory.router_fit import fit_head, fit_router
+from pipeline.model.encoder import load_encoder
+
+COVERED, WORST = FEATURES.index("lesson_covered"), FEATURES.index("lesson_worst")
+
+
+@pytest.fixture(scope="module")
+def table() -> WordTable:
+    tokenizer = load_encoder(device="cpu").tokenizer
+    return WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False))
+
+
+def row(question: str, phrasing: str, table: WordTable) -> np.ndarray:
+    return features([Pair(question, phrasing, 0.9, 0.1)], table)[0]
+
+
+def test_a_missing_subject_weighs_more_than_a_missing_common_word(table: WordTable) -> None:
+    known = "What is the capital of Kazakhstan?"
+    other_subject = row("What is the capital of Uzbekistan?", known, table)
+    other_words = row("Tell me the capital of Kazakhstan", known, table)
+    assert other_subject[WORST] > other_words[WORST]
+    assert other_subject[COVERED] < other_words[COVERED]
+
+
+def test_case_does_not_count_and_a_typo_counts_little(table: WordTable) -> None:
+    known = "What is the capital of Kazakhstan?"
+    np.testing.assert_array_equal(row(known.upper(), known, table), row(known, known, table))
+    assert row("What is the capital of Kazahkstan?", known, table)[COVERED] > 0.8
+
+
+def test_features_of_nothing_are_empty(table: WordTable) -> None:
+    assert features([], table).shape == (0, len(FEATURES))
+    assert np.isfinite(row("?!", "...", table)).all()
+
+
+def test_a_question_in_the_lessons_own_words_needs_no_reading() -> None:
+    router = load_router()
+    pairs = [Pair("who wrote dune", "Who wrote Dune?", 1.0, 0.5), Pair("who wrote dune", "Who wrote Emma?", 0.5, -0.5)]
+    assert router.score(pairs)[0] == SAME_WORDS
+    assert router.score(pairs)[1] < 0
+
+
+def test_only_the_best_few_candidates_are_read_closely() -> None:
+    pairs = [Pair("q", f"p{n}", 0.5, 0.0, asking=n % 2) for n in range(20)]
+    rows = close_rows(pairs, np.arange(20, dtype=np.float64), floor=3)
+    assert len(rows) == 2 * CLOSELY
+    assert min(rows) == 20 - 2 * CLOSELY
+    assert close_rows(pairs, np.zeros(20), floor=1) == []
+
+
+def test_an_adapter_starts_as_the_base_and_survives_saving() -> None:
+    pairs = [("Who wrote Dune?", "The author of Dune is"), ("Who wrote Dune?", "Who wrote Emma?")]
+    encoder = base_pair_encoder()
+    before = encoder.score(pairs)
+    trainable = make_trainable(encoder, rank=4)
+    assert encoder.score(pairs) == pytest.approx(before, abs=1e-5)
+    with torch.no_grad():
+        for parameter in trainable:
+            parameter += 0.01 * torch.randn_like(parameter)
+    loaded = load_pair_encoder(adapter_tensors(encoder))
+    assert loaded.score(pairs) == pytest.approx(encoder.score(pairs), abs=0.02)
+    assert encoder.score(pairs) != pytest.approx(before, abs=1e-3)
+
+
+def test_the_shipped_router_is_small() -> None:
+    assert len((files("pipeline.memory") / "router.safetensors").read_bytes()) < 2_000_000
+
+
+def test_every_relation_has_wordings_that_name_the_subject() -> None:
+    relations = read_relations()
+    assert sum(map(len, relations.values())) > 150
+    for wordings in (wordings for kind in relations.values() for wordings in kind):
+        assert len(set(wordings)) == len(wordings) >= 3
+        assert all("{s}" in wording for wording in wordings)
+
+
+def test_generated_near_misses_differ_in_exactly_one_respect() -> None:
+    generator = Generator([], seed=3)
+    for fact in (generator.fact() for _ in range(50)):
+        subject, relation = generator.other_subject(fact), generator.other_relation(fact)
+        assert (subject.relation, subject.subject != fact.subject) == (fact.relation, True)
+        assert (relation.subject, relation.relation != fact.relation) == (fact.subject, True)
+
+
+def test_withheld_relations_are_not_generated_for_training() -> None:
+    known = {(f.kind, f.relation) for f in (Generator([], 1, "known").fact() for _ in range(3))}
+    withheld = {(f.kind, f.relation) for f in (Generator([], 1, "withheld").fact() for _ in range(3))}
+    assert known.isdisjoint(withheld)
+
+
+def test_the_subject_of_a_line_is_what_its_wordings_share() -> None:
+    line = LessonLine(
+        question="Michel Denisot spoke the language", answer="x", paraphrases=("Michel Denisot's tongue is",)
+    )
+    assert common_subject(line) in (None, "Michel")
+    line = LessonLine(
+        question="The profession of Henry Brassey is", answer="x", paraphrases=("What is Henry Brassey by trade?",)
+    )
+    assert common_subject(line) == "Henry Brassey"
+
+
+def test_a_head_learns_what_a_line_cannot_separate() -> None:
+    numbers = random.Random(0)
+    inputs = np.array([[numbers.uniform(-1, 1), numbers.uniform(-1, 1)] for _ in range(400)], dtype=np.float32)
+    labels = (inputs[:, 0] * inputs[:, 1] > 0).astype(np.float32)
+    head = Head(fit_head("h", inputs, labels, seed=1), "h")
+    assert ((head(inputs) > 0) == (labels > 0)).mean() > 0.95
+
+
+def test_a_router_is_fitted_and_loads() -> None:
+    """The whole stage on a handful of lessons: what comes out is what load_router takes. Quality is measured elsewhere."""
+    lines = [
+        LessonLine(
+            question=f"The profession of Person Number{n} is",
+            answer="x",
+            paraphrases=(f"What does Person Number{n} do for a living?",),
+            neighbours=(f"The profession of Somebody Else{n} is",),
+        )
+        for n in range(10)
+    ]
+    tensors = fit_router(lines, load_encoder(device="cpu"), seed=1, generated=40, head_lessons=12)
+    scores = load_router(tensors).score([Pair("who is it", "what is that", 0.2, 0.2)])
+    assert scores.shape == (1,)
+    assert np.isfinite(scores).all()
