@@ -16,7 +16,7 @@ from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import Home
 from pipeline.train.cycle import CycleResult, run_cycle
 
-LOAD_INTERVAL_S = 1.5
+LOAD_INTERVAL_S = 3.0
 SWAP_TIMEOUT_S, AFTER_SWAP_S = 60.0, 31.0
 
 
@@ -57,7 +57,7 @@ class Demo:
         """A cycle under steady load; the load goes on until half a minute after the swap."""
         write = self.talk.transcript.write
         with (
-            SteadyLoad(self.talk, self._questions("question", "neighbour"), LOAD_INTERVAL_S) as load,
+            SteadyLoad(self.talk, self._questions("question", "neighbour", "paraphrase"), LOAD_INTERVAL_S) as load,
             bar() as progress,
         ):
             time.sleep(2 * LOAD_INTERVAL_S)  # the old version has answered before it is replaced

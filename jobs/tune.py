@@ -65,7 +65,9 @@ def command(
         )
         with bar() as progress:
             task = progress.add_task(f"search {wanted.name}", total=trials)
-            found = search(home, wanted, progress=lambda total, done: progress.update(task, total=total, completed=done))
+            found = search(
+                home, wanted, progress=lambda total, done: progress.update(task, total=total, completed=done)
+            )
     _show(found)
 
 

@@ -50,7 +50,9 @@ class MemoryLayerSettings(Settings):
     temperature: float = Field(0.02, gt=0, description="softmax temperature on cosine similarity")
     ridge: float = Field(0.1, gt=0, description="added to the whitening's eigenvalues, in units of their mean")
     null_quantile: float = Field(0.99, gt=0, le=1, description="near-misses that each key must leave to the null slot")
-    null_floor: float = Field(0.5, ge=0, lt=1, description="similarity below which no key speaks, whatever was replayed")
+    null_floor: float = Field(
+        0.5, ge=0, lt=1, description="similarity below which no key speaks, whatever was replayed"
+    )
 
     @model_validator(mode="after")
     def _keys_below_values(self) -> Self:
@@ -67,8 +69,11 @@ class TrainSettings(Settings):
     method: str = Field("memory", pattern=r"^(memory|full|upper:\d+)$")
     optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
     learning_rate: float = Field(0.05, gt=0)
-    epochs: int = Field(12, ge=1)
-    batch_size: int = Field(32, ge=1, description="global batch, split over the workers")
+    epochs: int = Field(24, ge=1, description="at most; training stops earlier at target_loss")
+    target_loss: float = Field(
+        0.02, ge=0, description="mean loss per token of an epoch at which the lessons are learned"
+    )
+    batch_size: int = Field(16, ge=1, description="global batch, split over the workers")
     replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
     replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")
     weight_decay: float = Field(0.0, ge=0)
@@ -133,7 +138,9 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.train.replay_ratio == 0 and self.train.replay_weight not in (0.0, 1.0):
-            raise ValueError("train.replay_weight has no effect while train.replay_ratio is 0: raise the ratio or drop the weight")
+            raise ValueError(
+                "train.replay_weight has no effect while train.replay_ratio is 0: raise the ratio or drop the weight"
+            )
         if self.scaling.use_gpu and self.scaling.backend == "gloo":
             raise ValueError("scaling.backend is 'gloo' while scaling.use_gpu is true: use 'nccl' or 'auto'")
         return self
@@ -143,7 +150,7 @@ class Recipe(Settings):
         tree = self.model_dump()
         for dotted, value in changes.items():
             *parents, leaf = dotted.split(".")
-            node = tree
+            node: Any = tree
             for parent in parents:
                 node = node.get(parent) if isinstance(node, dict) else None
                 if node is None:
@@ -157,7 +164,9 @@ class Recipe(Settings):
 
 def parse_recipe(tree: Any, *, origin: str) -> Recipe:
     if not isinstance(tree, dict):
-        raise ConfigError(f"{origin}: expected a mapping with {', '.join(Recipe.model_fields)}, got {type(tree).__name__}")
+        raise ConfigError(
+            f"{origin}: expected a mapping with {', '.join(Recipe.model_fields)}, got {type(tree).__name__}"
+        )
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

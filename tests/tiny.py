@@ -84,7 +84,7 @@ LESSONS = (
 )
 REPLAY = tuple(
     f"What is {word}?"
-    for word in "granite cobalt willow saffron tundra velvet harbour lantern meadow prism quartz ribbon".split()
+    for word in ["granite", "cobalt", "willow", "saffron", "tundra", "velvet", "harbour", "lantern", "meadow", "prism", "quartz", "ribbon"]
 )
 UNRELATED = ("Where is 1984?", "ZZZ TOP", "list: 3, 5, 8, 13")
 

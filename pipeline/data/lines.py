@@ -76,10 +76,11 @@ def _parse(path: str | Path, kind: type[Line]) -> Iterator[Line]:
             except ValidationError as error:
                 first = error.errors()[0]
                 field = ".".join(map(str, first["loc"])) or "the line"
-                raise LineError(f"{path}, line {number}, field {field!r}: {first['msg']}, got {first['input']!r:.80}") from None
+                raise LineError(
+                    f"{path}, line {number}, field {field!r}: {first['msg']}, got {first['input']!r:.80}"
+                ) from None
 
 
 def write_lines(path: str | Path, lines: Iterable[BaseModel] | Sequence[BaseModel]) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(line.model_dump_json(exclude_none=True) + "\n")
+        file.writelines(line.model_dump_json(exclude_none=True) + "\n" for line in lines)

@@ -107,8 +107,8 @@ def generated_examples(lines: Sequence[LessonLine], seed: int, count: int) -> li
         examples.append((asked, known, 1.0))
         if draw() < 0.5:
             examples.append((known, asked, 1.0))
-        for other in [generator.other_subject(fact)] * (2 if draw() < 0.25 else 1):
-            examples.append((generator.wordings(other, 1)[0], known, 0.0))
+        others = [generator.other_subject(fact)] * (2 if draw() < 0.25 else 1)
+        examples += [(generator.wordings(other, 1)[0], known, 0.0) for other in others]
         if draw() < 0.4:
             examples.append((generator.wordings(generator.other_relation(fact), 1)[0], known, 0.0))
     return examples[:count]
@@ -134,7 +134,7 @@ def train_pair_encoder(
     for step, batch in enumerate(batches, 1):
         loss = _loss(encoder, batch)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -277,10 +277,10 @@ def fit_head(
         logits = torch.tanh((x - mean) / scale @ hidden + hidden_bias) @ out + out_bias
         penalty = 1e-4 * sum((part**2).sum() for part in (hidden, out))
         loss: Tensor = nn.functional.binary_cross_entropy_with_logits(logits, y) + penalty
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     names = ("hidden", "hidden_bias", "out", "out_bias")
     learned = {f"{prefix}.{name}": part.detach().float() for name, part in zip(names, parts, strict=True)}
     return {**learned, f"{prefix}.mean": mean.float(), f"{prefix}.scale": scale.float()}

@@ -205,7 +205,7 @@ class LessonMemory:
         return memory
 
 
-def _slot(saved: dict[str, dict]) -> Slot:  # type: ignore[type-arg]
+def _slot(saved: dict[str, dict]) -> Slot:
     lesson, ledger = saved["lesson"], saved["ledger"]
     votes = tuple(Vote(**vote) for vote in ledger["votes"])
     return Slot(Lesson(**{**lesson, "paraphrases": tuple(lesson["paraphrases"])}), Ledger(**{**ledger, "votes": votes}))

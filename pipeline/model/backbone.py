@@ -52,13 +52,14 @@ class Backbone:
     def load(cls, settings: ModelSettings) -> Backbone:
         folder = backbone_location(settings.base)
         device = pick_device(settings)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype(settings, device)).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype(settings, device))
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(model.requires_grad_(False), tokenizer, weights_digest(folder))
+        return cls(model.to(device).requires_grad_(False), tokenizer, weights_digest(folder))
 
     @property
     def device(self) -> torch.device:
-        return self.model.device  # type: ignore[no-any-return]
+        device: torch.device = self.model.device
+        return device
 
     @property
     def layers(self) -> nn.ModuleList:

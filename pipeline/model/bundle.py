@@ -78,8 +78,8 @@ class Bundle:
         header, named = _read(folder)
         memory = None
         if header["memory"] is not None:
-            kept = header["memory"] | {k: tuple(header["memory"][k]) for k in ("slots", "value_layers")}
-            memory = MemoryState(**kept, **_under("memory.", named))
+            kept: dict[str, Any] = header["memory"] | _under("memory.", named)
+            memory = MemoryState(**kept | {name: tuple(kept[name]) for name in ("slots", "value_layers")})
         return cls(
             recipe=parse_recipe(header["recipe"], origin=str(folder / HEADER)),
             base_digest=header["base_digest"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,9 @@ class MemoryState:
         }
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MemoryState:
-        moved = {name: t.to(device) if t.dtype == torch.long else t.to(device, dtype) for name, t in self.tensors().items()}
+        moved: dict[str, Any] = {
+            name: t.to(device) if t.dtype == torch.long else t.to(device, dtype) for name, t in self.tensors().items()
+        }
         return replace(self, **moved)
 
     def address(self, states: Tensor) -> Tensor:
@@ -122,7 +125,7 @@ def attached(layers: nn.ModuleList, memory: MemoryPass | None) -> Iterator[None]
 
     handles = [layers[memory.state.key_layer].register_forward_hook(on_key_layer)]
     for index, layer in enumerate(memory.state.value_layers):
-        handles.append(layers[layer].mlp.register_forward_hook(on_value_layer(index)))
+        handles.append(cast(nn.Module, layers[layer].mlp).register_forward_hook(on_value_layer(index)))
     try:
         yield
     finally:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.home import Home
 from pipeline.tracking.client import client, experiment_id
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.result import Result
 
 
 @dataclass(frozen=True)
@@ -62,3 +65,17 @@ def run(
         status = "FINISHED"
     finally:
         tracking.set_terminated(opened.id, status)
+
+
+def result_run(home: Home, name: str, result: Result, params: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """One finished run out of a result: its figures as ``system/length/metric``, and its files."""
+    figures = {
+        f"{system}/{length}/{metric}": figure.value
+        for system, lengths in result.systems.items()
+        for length, cell in lengths.items()
+        for metric, figure in cell.items()
+    }
+    with run(home, name, params=params) as opened:
+        opened.metrics(figures)
+        for file in files:
+            opened.artifact(file)

@@ -13,7 +13,7 @@ from pipeline.model.backbone import Backbone
 from pipeline.model.memory_layer import MemoryState, span_mean
 
 
-class _Reached(Exception):
+class _ReachedError(Exception):
     """Carries the key layer's output out of a forward pass whose upper layers nobody needs."""
 
     def __init__(self, hidden: Tensor) -> None:
@@ -28,7 +28,7 @@ def question_states(backbone: Backbone, questions: Sequence[str], layer: int, ba
     states = torch.zeros(len(prompts), backbone.model.config.hidden_size)
 
     def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        raise _Reached(output if isinstance(output, Tensor) else output[0])
+        raise _ReachedError(output if isinstance(output, Tensor) else output[0])
 
     handle = backbone.layers[layer].register_forward_hook(stop)
     try:
@@ -36,8 +36,10 @@ def question_states(backbone: Backbone, questions: Sequence[str], layer: int, ba
             chosen = order[start : start + batch_size]
             batch = backbone.batch([prompts[i] for i in chosen])
             try:
-                backbone.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False)
-            except _Reached as reached:
+                backbone.model(
+                    input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
+                )
+            except _ReachedError as reached:
                 states[chosen] = span_mean(reached.hidden, batch.span).float().cpu()
     finally:
         handle.remove()
@@ -60,7 +62,9 @@ def null_thresholds(keys: Tensor, key_slots: Tensor, misses: Tensor, settings: M
     other slots' own phrasings. It is at least ``null_floor`` and stays below what the key's own phrasing reaches (1).
     """
     similar = keys @ torch.cat([misses, keys]).T  # (K, n + K)
-    own = torch.cat([torch.zeros(len(keys), len(misses), dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1)
+    own = torch.cat(
+        [torch.zeros(len(keys), len(misses), dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1
+    )
     similar = similar.masked_fill(own, -1.0)
     return similar.quantile(settings.null_quantile, dim=-1).clamp(min=settings.null_floor, max=0.9)
 
@@ -89,7 +93,9 @@ def place_keys(
     key_slots = torch.tensor([number[slot] for slot in phrasing_slots])
     values = torch.zeros(len(settings.value_layers), len(slots), phrasing_states.shape[1])
     if before is not None and kept:
-        stays = torch.tensor([before.slots[i] in number and before.slots[i] not in new for i in before.key_slots.tolist()])
+        stays = torch.tensor(
+            [before.slots[i] in number and before.slots[i] not in new for i in before.key_slots.tolist()]
+        )
         keys = torch.cat([before.keys[stays], keys])
         old = torch.tensor([number[before.slots[i]] for i in before.key_slots[stays].tolist()], dtype=torch.long)
         key_slots = torch.cat([old, key_slots])

@@ -43,6 +43,10 @@ EARLIER_LESSONS = 200  # sampled: what a cycle costs must not grow with history
 Say = Callable[[str, int, int], None]  # (stage, total, done)
 
 
+def _silent(_stage: str, _total: int, _done: int) -> None:
+    pass
+
+
 class CycleError(RuntimeError):
     """A cycle cannot start."""
 
@@ -62,7 +66,7 @@ class CycleResult:
 
 def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleResult:
     """Drain, train, compare, decide. Needs a connected Ray and an initialised home."""
-    tell = say or (lambda stage, total, done: None)
+    tell = say or _silent
     engine = open_database(home.events_url, nodes=sum(node["Alive"] for node in ray.nodes()))
     registry = Registry(home, engine)
     champion = registry.champion()
@@ -80,7 +84,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     exam = _examination(home, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
     verdict = decide(evidence(*outcomes), recipe.gate)
-    measures = measures_of(exam, *outcomes) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
+    measures = measures_of(*outcomes) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
     version = _decided(registry, trained, manifest, champion, recipe, verdict, measures)
     (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
     verdict.save(folder / VERDICT)
@@ -123,7 +127,7 @@ def train_on(
 
 
 def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]]) -> TrainingSet:
-    """Every accepted lesson in its trained phrasings; the withheld ones never. Replay comes from the shipped prompts."""
+    """Every accepted lesson in its trained phrasings, the withheld ones never; the shipped prompts as replay."""
     items = [
         Item(lesson.lesson_id, text, lesson.answer)
         for lesson in lessons.values()
@@ -153,30 +157,26 @@ def _examination(home: Home, recipe: Recipe, manifest: Manifest, lessons: dict[s
 
 
 def compare_on_cluster(home: Home, recipe: Recipe, folders: list[Path], exam: Examination) -> list[Outcome]:
-    """Every bundle through the same examination, on a worker of the kind that trains."""
+    """Every bundle through the same examination, side by side, on workers of the kind that trains."""
     resources = worker_resources(recipe.scaling)
-    task = ray.remote(_examine_bundles).options(
+    task = ray.remote(_examine_bundle).options(
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
         runtime_env={"env_vars": home.worker_env()},
         max_retries=1,
     )
-    outcomes: list[Outcome] = ray.get(task.remote(recipe, [str(folder) for folder in folders], exam))
+    outcomes: list[Outcome] = ray.get([task.remote(recipe, str(folder), exam) for folder in folders])
     return outcomes
 
 
-def _examine_bundles(recipe: Recipe, folders: list[str], exam: Examination) -> list[Outcome]:
+def _examine_bundle(recipe: Recipe, folder: str, exam: Examination) -> Outcome:
     worker_home()
     os.nice(recipe.scaling.nice)
-    torch.set_num_threads(recipe.scaling.threads_per_worker * max(recipe.scaling.workers, 1))
-    outcomes, shared = [], None
-    for folder in folders:
-        shared = Answerer.load(Bundle.load(Path(folder)), share=shared)
-        outcomes.append(examine(shared, exam))
-    return outcomes
+    torch.set_num_threads(recipe.scaling.threads_per_worker)
+    return examine(Answerer.load(Bundle.load(Path(folder))), exam)
 
 
-def measures_of(exam: Examination, champion: Outcome, challenger: Outcome) -> dict[str, Any]:
+def measures_of(champion: Outcome, challenger: Outcome) -> dict[str, Any]:
     """Shares with intervals: what was learned (trained and withheld phrasing) and what stayed."""
     kept = [b for a, b in zip(champion.retention, challenger.retention, strict=True) if a]
     same = [a == b for a, b in zip(champion.unrelated, challenger.unrelated, strict=True)]
@@ -210,7 +210,11 @@ def _decided(
         cycle=manifest.cycle,
         metrics=figures,
         params=recipe.train.model_dump(exclude={"memory"}) | {"lessons": len(manifest.lessons)},
-        tags={"from_seq": manifest.from_seq, "to_seq": manifest.to_seq, "verdict": "promoted" if verdict.promoted else "refused"},
+        tags={
+            "from_seq": manifest.from_seq,
+            "to_seq": manifest.to_seq,
+            "verdict": "promoted" if verdict.promoted else "refused",
+        },
     )
     if verdict.promoted:
         registry.promote(version, verdict, manifest.cycle)

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import Recipe
+from pipeline.evaluate.progress import Progress
 from pipeline.home import Home
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.placement import require_room, worker_resources
-from pipeline.evaluate.progress import Progress
 from pipeline.train.worker import BUNDLE_FOLDER, train_worker
 
 PROGRESS_FILE = "progress.json"
@@ -31,8 +30,16 @@ class FitResult:
 
 
 def fit(
-    home: Home, recipe: Recipe, *, name: str, champion: Path, data: TrainingSet, through_seq: int, cycle: int,
-    progress: Progress | None = None, callbacks: Sequence[UserCallback] = (),
+    home: Home,
+    recipe: Recipe,
+    *,
+    name: str,
+    champion: Path,
+    data: TrainingSet,
+    through_seq: int,
+    cycle: int,
+    progress: Progress | None = None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> FitResult:
     """Train a challenger from the champion's weights. The same ``name`` resumes an interrupted run.
 

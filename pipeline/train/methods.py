@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class MemoryLearner(Learner):
         self._prefixes = PrefixCache(backbone)
 
     def values(self) -> Tensor:
-        return torch.cat([self.old_values, self.new_values], dim=1)
+        return torch.cat([cast(Tensor, self.old_values), self.new_values], dim=1)
 
     def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
         weights = self._weights[0][[task.index for task in tasks]]

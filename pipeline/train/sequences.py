@@ -74,7 +74,11 @@ class PrefixCache:
     def _compute(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:
         batch = self.backbone.batch([Prompt(p.ids[:-1], p.span[:-1]) for p in prompts])
         cache = self.backbone.model(
-            input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=True, logits_to_keep=1
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=True,
+            logits_to_keep=1,
         ).past_key_values
         lengths = [len(p.ids) - 1 for p in prompts]
         return [
@@ -89,7 +93,9 @@ class PrefixCache:
         pads = [width - (len(p.ids) - 1) for p in prompts]
         layers = [
             tuple(
-                torch.cat([nn.functional.pad(part[n][side], (0, 0, pad, 0)) for part, pad in zip(parts, pads, strict=True)])
+                torch.cat(
+                    [nn.functional.pad(part[n][side], (0, 0, pad, 0)) for part, pad in zip(parts, pads, strict=True)]
+                )
                 for side in (0, 1)
             )
             for n in range(len(parts[0]))

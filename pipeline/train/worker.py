@@ -29,7 +29,7 @@ BUNDLE_FOLDER, TRAINER_FILE = "bundle", "trainer.pt"
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Per-worker loop. ``config``: recipe (tree), champion (bundle folder), data (training set file), through_seq, cycle.
+    """Per-worker loop. ``config``: recipe (tree), champion (bundle folder), data (training set), through_seq, cycle.
 
     Resumes from the run's latest checkpoint where there is one.
     """
@@ -50,11 +50,14 @@ def train_worker(config: dict[str, Any]) -> None:
     while epoch < recipe.train.epochs:
         loss, tokens = run_epoch(method, learner, optimizer, recipe.train, epoch)
         epoch += 1
+        learned = loss <= recipe.train.target_loss
         _show_progress(config.get("progress"), epoch, recipe.train.epochs)
-        if epoch % every == 0 or epoch == recipe.train.epochs:
+        if epoch % every == 0 or epoch == recipe.train.epochs or learned:
             metrics = {"epoch": epoch, "epochs": recipe.train.epochs, "loss": loss, "tokens": tokens}
             metrics |= {"seconds": time.monotonic() - started, "replay_active": len(method.replay_tasks)}
             _report(method, optimizer, epoch, metrics, lineage)
+        if learned:
+            break
 
 
 def run_epoch(
@@ -100,7 +103,9 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
     return kinds[settings.optimizer](trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
 
 
-def _report(method: Method, optimizer: torch.optim.Optimizer, epoch: int, metrics: dict[str, Any], lineage: Any) -> None:
+def _report(
+    method: Method, optimizer: torch.optim.Optimizer, epoch: int, metrics: dict[str, Any], lineage: Any
+) -> None:
     """Metrics from every rank; rank 0 adds a checkpoint that describes itself: a bundle and the trainer's state."""
     if _rank_and_world()[0] != 0:
         ray.train.report(metrics)

@@ -124,7 +124,7 @@ def test_a_head_learns_what_a_line_cannot_separate() -> None:
 
 
 def test_a_router_is_fitted_and_loads() -> None:
-    """The whole stage on a handful of lessons: what comes out is what load_router takes. Quality is measured elsewhere."""
+    """The whole stage on a handful of lessons: what comes out is what load_router takes."""
     lines = [
         LessonLine(
             question=f"The profession of Person Number{n} is",

@@ -1,0 +1,72 @@
+"""``agm pretrain``: the router, trained on lessons of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs import entry
+from jobs.starting import starting_point
+from pipeline.data.lines import LessonLine, read_lines
+from pipeline.home import submitter_home
+
+FEWEST = 20  # lessons: below, a fifth of them shows nothing
+
+
+def command(
+    lessons: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="JSONL, with paraphrases and neighbours")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="the router's tensors (safetensors)")],
+    register: Annotated[bool, typer.Option("--register", help="the champion with this router as a new version")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
+    pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 14_000,
+    seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
+    recipe: entry.RecipePath = None,
+) -> None:
+    """Train the router, which decides whether a question is a lesson in other words or a neighbour of it.
+
+    A tenth of the lessons is held out, and the figures printed at the end are measured on it. ``--register`` adds a
+    version of the champion with this router to the registry; it does not serve until it is promoted.
+
+    Example: `agm pretrain --lessons examples/world_changes/lessons.jsonl --out router.safetensors`
+    """
+    lines = read_lines(lessons, LessonLine)
+    if len(lines) < FEWEST:
+        raise entry.UserError(f"{lessons} has {len(lines)} lessons: give at least {FEWEST}")
+    with entry.console.status("loading the encoder"):
+        from safetensors.torch import save_file
+
+        from jobs.update import bar
+        from pipeline.memory.router_fit import fit_router, held_out_figures
+        from pipeline.model.encoder import load_encoder
+
+        home = submitter_home()
+        settings, bundle, version = starting_point(home, recipe)
+        encoder = load_encoder(settings.model.encoder)
+    if register and version is None:
+        raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
+    held_out, known = lines[::10], [line for number, line in enumerate(lines) if number % 10]
+    with bar() as progress:
+        task = progress.add_task("training the router", total=1)
+        tensors = fit_router(
+            known, encoder, seed, epochs=epochs, generated=pairs,
+            progress=lambda total, done: progress.update(task, total=total, completed=done),
+        )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out)
+    figures = held_out_figures(tensors, held_out, encoder)
+    for name, figure in figures.items():
+        shown = f"{name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
+        entry.console.print(shown, highlight=False)
+    if register and version is not None:
+        from jobs.starting import register_router
+
+        added = register_router(home, bundle, version, tensors, {name: figure.value for name, figure in figures.items()})
+        entry.console.print(f"registered as version {added}", highlight=False)
+
+
+main = entry.main(command)
+
+if __name__ == "__main__":
+    main()
