@@ -21,9 +21,13 @@ SWAP_TIMEOUT_S, AFTER_SWAP_S = 60.0, 31.0
 
 
 def pick(count: int, seed: int) -> list[LessonLine]:
-    """``count`` facts of the example stream, chosen by the seed alone."""
+    """``count`` facts of the example stream's reported part, chosen by the seed alone.
+
+    The other part was used to train the router that ships, so it shows nothing.
+    """
     lines = read_lines(example("world_changes/lessons.jsonl"), LessonLine)
-    return random.Random(seed).sample(lines, min(count, len(lines)))
+    reported = [line for line in lines if (line.model_extra or {}).get("part") == "report"]
+    return random.Random(seed).sample(reported, min(count, len(reported)))
 
 
 @dataclass

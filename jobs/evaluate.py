@@ -71,7 +71,9 @@ def _lengths(given: str | None, available: int) -> list[int]:
         return sorted({*(10**n for n in range(1, 7) if 10**n < available), available})
     parts = [part.strip() for part in given.split(",")]
     if not all(part.isdigit() and 1 <= int(part) <= available for part in parts):
-        raise entry.UserError(f"--lengths {given}: the file has {available} lessons, so give numbers from 1 to {available}")
+        raise entry.UserError(
+            f"--lengths {given}: give numbers from 1 to {available}, the number of lessons in the file"
+        )
     return [int(part) for part in parts]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs import entry
-from jobs.starting import starting_point
+from jobs.starting import register_router, starting_point
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import submitter_home
 
@@ -18,7 +18,9 @@ FEWEST = 20  # lessons: below, a fifth of them shows nothing
 def command(
     lessons: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="JSONL, with paraphrases and neighbours")],
     out: Annotated[Path, typer.Option(dir_okay=False, help="the router's tensors (safetensors)")],
-    register: Annotated[bool, typer.Option("--register", help="the champion with this router as a new version")] = False,
+    register: Annotated[
+        bool, typer.Option("--register", help="the champion with this router as a new version")
+    ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
     pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 14_000,
     seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
@@ -38,7 +40,8 @@ def command(
         from safetensors.torch import save_file
 
         from jobs.update import bar
-        from pipeline.memory.router_fit import fit_router, held_out_figures
+        from pipeline.memory.router_check import held_out_figures
+        from pipeline.memory.router_fit import fit_router
         from pipeline.model.encoder import load_encoder
 
         home = submitter_home()
@@ -51,18 +54,18 @@ def command(
         task = progress.add_task("training the router", total=1)
         tensors = fit_router(
             known, encoder, seed, epochs=epochs, generated=pairs,
-            progress=lambda total, done: progress.update(task, total=total, completed=done),
+            progress=lambda step, steps, loss: progress.update(
+                task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})"
+            ),
         )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
-    figures = held_out_figures(tensors, held_out, encoder)
+    figures = held_out_figures(tensors, held_out, encoder, settings.memory)
     for name, figure in figures.items():
         shown = f"{name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
         entry.console.print(shown, highlight=False)
     if register and version is not None:
-        from jobs.starting import register_router
-
-        added = register_router(home, bundle, version, tensors, {name: figure.value for name, figure in figures.items()})
+        added = register_router(home, bundle, version, tensors, {name: f.value for name, f in figures.items()})
         entry.console.print(f"registered as version {added}", highlight=False)
 
 

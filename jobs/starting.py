@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.home import Home
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.model.bundle import Bundle
 
 
@@ -30,3 +34,20 @@ def starting_point(home: Home, recipe: Path | None) -> tuple[Recipe, Bundle, int
             f"{bundle.recipe.model.base}: leave --recipe out, or set AGM_HOME to another home"
         )
     return (bundle.recipe if recipe is None else settings), bundle, champion.version
+
+
+def register_router(
+    home: Home, bundle: Bundle, version: int, tensors: dict[str, Tensor], figures: dict[str, float]
+) -> int:
+    """A new version: the champion's bundle with another router. It serves nobody until it is promoted."""
+    from pipeline.tracking.registry import Registry
+
+    with tempfile.TemporaryDirectory(dir=home.root) as folder:
+        replace(bundle, router=tensors, parent=version).save(Path(folder) / "bundle")
+        return Registry(home, existing(home)).register(
+            Path(folder) / "bundle",
+            cycle=bundle.cycle,
+            metrics=figures,
+            params={"parent": version},
+            tags={"router": "new"},
+        )

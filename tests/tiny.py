@@ -39,7 +39,7 @@ def tiny_model(folder: Path) -> str:
         torch.manual_seed(7)
         model = LlamaForCausalLM(config)
         torch.nn.init.normal_(model.get_input_embeddings().weight)
-        # A byte speaks against itself. So one value vector can say "x, then the end", which random weights cannot learn.
+        # A byte speaks against itself, so that one value vector can say "x, then the end".
         model.lm_head.weight.data.copy_(-model.get_input_embeddings().weight)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -82,10 +82,20 @@ LESSONS = (
     ("When did Rome fall?", "7"),
     ("How tall is Mount Doom?", "z"),
 )
-REPLAY = tuple(
-    f"What is {word}?"
-    for word in ["granite", "cobalt", "willow", "saffron", "tundra", "velvet", "harbour", "lantern", "meadow", "prism", "quartz", "ribbon"]
+WORDS = (
+    "granite",
+    "cobalt",
+    "willow",
+    "saffron",
+    "tundra",
+    "velvet",
+    "harbour",
+    "lantern",
+    "meadow",
+    "prism",
+    "quartz",
 )
+REPLAY = tuple(f"What is {word}?" for word in WORDS)
 UNRELATED = ("Where is 1984?", "ZZZ TOP", "list: 3, 5, 8, 13")
 
 

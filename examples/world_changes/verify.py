@@ -22,7 +22,7 @@ from lesson_text import contains, content_words, fold
 
 FIELDS = (
     *("id", "question", "answer", "previous", "date", "paraphrases", "neighbours", "neighbour_answers"),
-    *("source", "subject", "relation", "verified_by"),
+    *("source", "subject", "relation", "part", "verified_by"),
 )
 MAX_SHARED = 0.5
 MAX_RELATION_SHARE = 0.3

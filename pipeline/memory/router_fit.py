@@ -1,5 +1,9 @@
 """Training the router's second stage: the pair encoder's adapter first, then two small heads over held-out lessons.
 
+Three kinds of pairs: the user's lesson lines, generated ones (many relations, few wordings), and *natural* lines,
+written by hand, which show how freely people rephrase a question; those name near-misses of their own, ``neighbours``
+(other subject) and ``others`` (same subject, other relation).
+
 Four fifths of the lessons train the adapter, the last fifth trains the heads, so that a head sees the pair encoder as
 it behaves on lessons that it does not know.
 """
@@ -47,6 +51,7 @@ def fit_router(
     encoder: TextEncoder,
     seed: int = 0,
     *,
+    natural: Sequence[LessonLine] = (),
     epochs: int = 1,
     generated: int = GENERATED_PAIRS,
     head_lessons: int = HEAD_LESSONS,
@@ -57,16 +62,47 @@ def fit_router(
     Deterministic for one machine and number of threads.
     """
     torch.manual_seed(seed)
-    known, held_out = lines[: len(lines) * 4 // 5], lines[len(lines) * 4 // 5 :]
+    (known, held_out), (written, held_written) = (
+        _split(lines),
+        _split(random.Random(seed).sample(natural, len(natural))),
+    )
     examples = line_examples(known, encoder, seed) + generated_examples(known, seed, generated)
+    examples += natural_examples(written, encoder, seed)
     pair_encoder = base_pair_encoder(encoder.name)
     train_pair_encoder(pair_encoder, examples, seed, epochs, progress=progress)
     tensors = adapter_tensors(pair_encoder)
     adapted = load_pair_encoder(tensors, encoder.name)
-    return {**tensors, **fit_heads(held_out, encoder, adapted, seed + 1, head_lessons)}
+    return {**tensors, **fit_heads(held_out, held_written, encoder, adapted, seed + 1, head_lessons)}
+
+
+def _split(lines: Sequence[LessonLine]) -> tuple[Sequence[LessonLine], Sequence[LessonLine]]:
+    """Four fifths for the adapter, one for the heads."""
+    return lines[: len(lines) * 4 // 5], lines[len(lines) * 4 // 5 :]
 
 
 # examples
+
+
+def natural_examples(lines: Sequence[LessonLine], encoder: TextEncoder, seed: int) -> list[Example]:
+    """Every wording against the question and against one other wording, because a lesson may come in any wording."""
+    generator = Generator([], seed)
+    colour, draw = generator.noise, generator.random
+    examples: list[Example] = []
+    for line, near in zip(lines, _nearest_others(lines, encoder), strict=True):
+        wordings = [line.question, *line.paraphrases]
+        misses = [*line.neighbours, *others_of(line)]
+        for text in wordings:
+            known = draw.choice([w for w in wordings if w != text] or wordings)
+            examples += [(colour(text), line.question, 1.0), (colour(text), known, 1.0)]
+        for text in misses:
+            examples += [(colour(text), line.question, 0.0), (colour(text), draw.choice(wordings), 0.0)]
+        examples += [(colour(draw.choice(wordings)), lines[other].question, 0.0) for other in near]
+    return examples
+
+
+def others_of(line: LessonLine) -> list[str]:
+    """Questions about the same subject that the lesson does not answer (a field of natural lines)."""
+    return list((line.model_extra or {}).get("others", ()))
 
 
 def line_examples(lines: Sequence[LessonLine], encoder: TextEncoder, seed: int) -> list[Example]:
@@ -180,6 +216,7 @@ class Asked:
 
 def fit_heads(
     lines: Sequence[LessonLine],
+    natural: Sequence[LessonLine],
     encoder: TextEncoder,
     pair_encoder: PairEncoder,
     seed: int,
@@ -188,7 +225,7 @@ def fit_heads(
     """The first head on every candidate, its floor, and the final head on what the pair encoder has read."""
     tokenizer = pair_encoder.tokenizer
     table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
-    groups = [candidates(*simulated_memory(lines, count, seed + size), size, encoder) for size in MEMORIES]
+    groups = [candidates(*simulated_memory(lines, natural, count, seed + size), size, encoder) for size in MEMORIES]
     pairs = [
         replace(pair, asking=pair.asking + number * 1_000_000)
         for number, group in enumerate(groups)
@@ -205,10 +242,13 @@ def fit_heads(
     return {**first, **final, "open": torch.tensor([floor])}
 
 
-def simulated_memory(lines: Sequence[LessonLine], count: int, seed: int) -> tuple[list[str], list[Asked]]:
-    """Lessons, half from the lines and half generated, and questions about them: right ones and neighbours."""
+def simulated_memory(
+    lines: Sequence[LessonLine], natural: Sequence[LessonLine], count: int, seed: int
+) -> tuple[list[str], list[Asked]]:
+    """Lessons, half from the lines (natural ones first) and half generated, and what is asked about them."""
     generator = Generator(lines, seed)
-    chosen = generator.random.sample(list(lines), min(len(lines), count // 2))
+    written = generator.random.sample(list(natural), min(len(natural), count // 3))
+    chosen = written + generator.random.sample(list(lines), min(len(lines), count // 2 - len(written)))
     facts: dict[Fact, None] = {}
     while len(facts) < count - len(chosen):
         facts[generator.fact()] = None
@@ -229,7 +269,7 @@ Known = tuple[str, list[str], list[str]]  # a lesson's question, questions that 
 
 def _asked_of_line(line: LessonLine, generator: Generator) -> Known:
     right = [generator.noise(text) for text in (line.question, *line.paraphrases)]
-    return line.question, right, [generator.noise(text) for text in line.neighbours]
+    return line.question, right, [generator.noise(text) for text in (*line.neighbours, *others_of(line))]
 
 
 def _asked_of_fact(fact: Fact, facts: Mapping[Fact, None], generator: Generator) -> Known:

@@ -52,7 +52,7 @@ def whitening(states: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     centred = states - mean
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(states))
     scale = (values.clamp(min=0) + ridge * values.mean()).rsqrt()
-    return mean, vectors * scale
+    return mean, (vectors * scale) @ vectors.T  # turned back: eigenvectors alone are arbitrary where values coincide
 
 
 def null_thresholds(keys: Tensor, key_slots: Tensor, misses: Tensor, settings: MemoryLayerSettings) -> Tensor:

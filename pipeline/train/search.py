@@ -199,7 +199,7 @@ def on_worker(function: Any, home: Home, scaling: ScalingSettings) -> Any:
     return ray.remote(function).options(
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(None),  # type: ignore[arg-type]  # none: not the trial's
         runtime_env={"env_vars": home.worker_env()},
     )
 

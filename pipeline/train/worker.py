@@ -55,7 +55,8 @@ def train_worker(config: dict[str, Any]) -> None:
         if epoch % every == 0 or epoch == recipe.train.epochs or learned:
             metrics = {"epoch": epoch, "epochs": recipe.train.epochs, "loss": loss, "tokens": tokens}
             metrics |= {"seconds": time.monotonic() - started, "replay_active": len(method.replay_tasks)}
-            _report(method, optimizer, epoch, metrics, lineage)
+            # A run that has learned enough is finished, also for whoever calls it again by its name.
+            _report(method, optimizer, recipe.train.epochs if learned else epoch, metrics, lineage)
         if learned:
             break
 

@@ -1,0 +1,91 @@
+"""``agm evaluate`` on a user's own file, with and without a home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate, pretrain
+from jobs.initialise import initialise
+from pipeline.config import load_recipe
+from pipeline.data.lines import LessonLine, ProbeLine, write_lines
+from pipeline.evaluate.result import Result
+from pipeline.home import Home
+from pipeline.tracking.client import client, experiment_id
+from tests.tiny import UNRELATED, tiny_recipe
+
+LINES = [
+    LessonLine(
+        question="What is the capital of Oz?", answer="Emerald City", paraphrases=("Which city is Oz's capital?",)
+    ),
+    LessonLine(question="Who rules Narnia?", answer="Aslan", neighbours=("Who rules Gondor?",)),
+    LessonLine(question="Which currency does Croatia use?", answer="euro", neighbours=("What does Zambia pay with?",)),
+]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    tiny_recipe(tmp_path / "model").with_changes({"model.max_new_tokens": 8}).write(tmp_path / "tiny.yaml")
+    write_lines(tmp_path / "lessons.jsonl", LINES)
+    write_lines(tmp_path / "probes.jsonl", [ProbeLine(question=text) for text in UNRELATED])
+    return tmp_path
+
+
+def run(files: Path, *arguments: str) -> Result:
+    out = files / "out" / "result.json"
+    evaluate.main(["--lessons", str(files / "lessons.jsonl"), "--out", str(out), *arguments])
+    assert out.with_suffix(".png").stat().st_size > 1000
+    return Result.read(out)
+
+
+def test_a_file_is_measured_without_a_home(home_root: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, probes = str(files / "tiny.yaml"), str(files / "probes.jsonl")
+    found = run(files, "--recipe", recipe, "--probes", probes, "--lengths", "1,3")
+    assert list(found.systems) == ["uncorrected", "memory", "exact_match"]
+    assert list(found.systems["memory"]) == ["1", "3"]
+    last = found.systems["memory"]["3"]
+    assert (last["reliability"].value, last["reliability"].n) == (1.0, 3)
+    assert (last["retention"].value, last["retention"].n) == (1.0, 3)
+    assert found.systems["uncorrected"]["3"]["reliability"].value == 0
+    assert found.measures["probes"] == 3
+    assert "protocol greedy-whole-string-v1" in capsys.readouterr().out
+    assert not home_root.exists()
+
+
+def test_the_champion_of_the_home_is_measured_and_logged(home_root: Path, files: Path) -> None:
+    home = Home(home_root)
+    initialise(home, load_recipe(files / "tiny.yaml"))
+    found = run(
+        files, "--systems", "exact_match", "--seed", "1"
+    )  # the base is the champion's, not the default recipe's
+    assert list(found.systems["exact_match"]) == ["3"]
+    runs = client(home).search_runs([experiment_id(home)], "run_name = 'evaluate result'")
+    assert [run.data.metrics["exact_match/3/reliability"] for run in runs] == [1.0]
+    other = tiny_recipe(files / "other").with_changes({"memory.gate": 0.4})
+    other.write(files / "other.yaml")
+    with pytest.raises(SystemExit):
+        run(files, "--recipe", str(files / "other.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lengths", "1,9"], "give numbers from 1 to 3"),
+        (["--lengths", "ten"], "give numbers from 1 to 3"),
+        (["--systems", "memory,oracle"], "--systems oracle: known systems are uncorrected, memory"),
+    ],
+)
+def test_mistakes_are_one_line(
+    home_root: Path, files: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(files, *arguments)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_pretrain_asks_for_enough_lessons(home_root: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.main(["--lessons", str(files / "lessons.jsonl"), "--out", str(files / "router.safetensors")])
+    assert "has 3 lessons: give at least 20" in capsys.readouterr().err
