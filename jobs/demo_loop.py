@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.demo_asking import Conversation, Kind, Question, SteadyLoad, questions_of
-from jobs.entry import console
-from jobs.update import bar
+from jobs.entry import bar, console
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, read_lines

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 RecipePath = Annotated[
@@ -70,6 +71,14 @@ def run(command: Any, argv: list[str] | None, *, program: str) -> None:
             raise
         Console(stderr=True, soft_wrap=True).print(Text(message, style="red"))
         sys.exit(MISTAKE)
+
+
+def bar() -> Progress:
+    """Progress of long work: what is being done, how far it is, how long it has taken."""
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"),
+        TimeElapsedColumn(), console=console, transient=False,
+    )  # fmt: skip
 
 
 def mistake(error: BaseException | None) -> str | None:

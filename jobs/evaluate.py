@@ -36,7 +36,7 @@ def command(
     home, lines = submitter_home(), read_lines(lessons, LessonLine)
     names, steps = [name.strip() for name in systems.split(",")], _lengths(lengths, len(lines))
     with entry.console.status("loading the answerer"):
-        from jobs.update import bar
+        from jobs.entry import bar
         from pipeline.evaluate import plots, result, stream
         from pipeline.evaluate.systems import SYSTEMS, make_bench
         from pipeline.model.answerer import Answerer

@@ -39,7 +39,7 @@ def command(
     with entry.console.status("loading the encoder"):
         from safetensors.torch import save_file
 
-        from jobs.update import bar
+        from jobs.entry import bar
         from pipeline.memory.router_check import held_out_figures
         from pipeline.memory.router_fit import fit_router
         from pipeline.model.encoder import load_encoder

@@ -46,7 +46,7 @@ def command(
     if not lines:
         raise entry.UserError(f"{lessons} holds no lesson")
     with local.connect(home, settings):
-        from jobs.update import bar
+        from jobs.entry import bar
         from pipeline.tracking.registry import Registry
         from pipeline.train.search import Search, search
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from jobs import entry, local
@@ -37,7 +36,7 @@ def command(
             from jobs.intake import take_in
 
             take_in(engine, lessons)
-        with bar() as progress:
+        with entry.bar() as progress:
             task = progress.add_task("starting", total=1)
             result = run_cycle(
                 home,
@@ -47,13 +46,6 @@ def command(
     show(result)
     if result.verdict is not None and not result.verdict.promoted:
         raise SystemExit(REFUSED)
-
-
-def bar() -> Progress:
-    return Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"),
-        TimeElapsedColumn(), console=entry.console, transient=False,
-    )  # fmt: skip
 
 
 def show(result: CycleResult) -> None:

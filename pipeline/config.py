@@ -36,7 +36,7 @@ class MemorySettings(Settings):
 
     strategy: Literal["adaptive", "copy", "context", "weights"] = "adaptive"
     candidates: int = Field(16, ge=1, le=1024, description="lessons that the first stage hands to the router")
-    gate: float = Field(0.5, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
+    gate: float = Field(0.65, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
     alpha_min: float = Field(0.02, gt=0, le=1, description="floor of the belief's step size")
     trust: dict[str, float] = Field(default_factory=lambda: {"ask": 1.0, "teach": 1.0, "admin": 1.0})
 
@@ -85,7 +85,7 @@ class TrainSettings(Settings):
 class ScalingSettings(Settings):
     """How Ray places the training; threads are explicit because Ray ties OMP_NUM_THREADS to num_cpus."""
 
-    workers: int = Field(2, ge=0)
+    workers: int = Field(2, ge=1)
     use_gpu: bool = False
     cpus_per_worker: float = Field(0.5, gt=0)
     gpus_per_worker: float = Field(1.0, gt=0)

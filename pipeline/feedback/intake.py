@@ -14,7 +14,9 @@ from pipeline.feedback.records import Event, NewEvent, Scope, new_id
 from pipeline.memory.belief import slot_id
 
 FeedbackKind = Literal["rating", "correction", "comment"]
-CITED_WEIGHT = 0.5  # an answer came from a lesson when that lesson had more than half of the weight
+# A correction rewrites the lesson that its answer came from only if that lesson surely is about the same fact; below,
+# it opens a lesson of its own, because rewriting a neighbour would break what was right.
+CITED_WEIGHT = 0.9
 
 # Fields of a lesson line that a lesson event has a place of its own for; everything else is kept under "line".
 _LESSON_FIELDS = {"question", "answer", "paraphrases", "previous", "date"}

@@ -35,8 +35,9 @@ from pipeline.model.encoder import TextEncoder
 
 RANK = 16
 BATCH = 32
-GENERATED_PAIRS = 17_000
-LINE_PAIRS = 9_000
+GENERATED_PAIRS = 10_000
+LINE_PAIRS = 6_000
+NATURAL_PASSES = 2  # each pass draws other wordings, other noise
 MEMORIES = (1, 30, 400)  # sizes of the memories that the heads are trained on
 HEAD_LESSONS = 400  # lessons per size
 CANDIDATES = 16
@@ -67,7 +68,8 @@ def fit_router(
         _split(random.Random(seed).sample(natural, len(natural))),
     )
     examples = line_examples(known, encoder, seed) + generated_examples(known, seed, generated)
-    examples += natural_examples(written, encoder, seed)
+    for repeat in range(NATURAL_PASSES):
+        examples += natural_examples(written, encoder, seed + repeat)
     pair_encoder = base_pair_encoder(encoder.name)
     train_pair_encoder(pair_encoder, examples, seed, epochs, progress=progress)
     tensors = adapter_tensors(pair_encoder)
@@ -175,7 +177,7 @@ def train_pair_encoder(
         optimizer.step()
         schedule.step()
         if progress is not None:
-            progress(step, len(batches), float(loss))
+            progress(step, len(batches), float(loss.detach()))
     encoder.eval()
 
 

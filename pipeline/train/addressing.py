@@ -82,6 +82,8 @@ def place_keys(
     The whitening is fixed by the first update, because old keys live in its space.
     """
     if before is None:
+        if len(replay_states) < 2:
+            raise ValueError("the first update of memory layers needs replayed prompts to whiten their keys with")
         mean, whiten = whitening(replay_states, settings.ridge)
     else:
         mean, whiten = before.mean, before.whiten

@@ -19,8 +19,6 @@ def worker_resources(scaling: ScalingSettings) -> dict[str, float]:
 
 def require_room(scaling: ScalingSettings) -> None:
     """Wait for room for all workers at once (an autoscaling cluster grows by this), at most the placement timeout."""
-    if scaling.workers == 0:
-        return
     wanted = worker_resources(scaling)
     group = placement_group([wanted] * scaling.workers, strategy="PACK")
     try:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from sqlalchemy import Engine
 
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
+
+MissingPart = Callable[[str, str], NoReturn]
 
 
 @pytest.fixture
@@ -36,9 +40,9 @@ def log(engine: Engine) -> EventLog:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
+def postgres_url(missing_part: MissingPart) -> Iterator[str]:
     """A fresh cluster on a free loopback port, without fsync: durability is PostgreSQL's own business."""
-    binaries, user = _postgres_binaries(), _unprivileged()
+    binaries, user = _postgres_binaries(missing_part), _unprivileged(missing_part)
     # Not pytest's temporary folder: that one is closed to every other user.
     with tempfile.TemporaryDirectory(prefix="agm-postgres-") as folder:
         if user:
@@ -60,24 +64,25 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _postgres_binaries() -> Path:
-    pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
+def _postgres_binaries(missing: MissingPart) -> Path:
+    if importlib.util.find_spec("psycopg") is None:
+        missing("postgres", "PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
     on_path = shutil.which("initdb")
     found = [Path(on_path).resolve().parent] if on_path else []
     found += sorted((path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")), reverse=True)
     if not found:
-        pytest.skip("no PostgreSQL server here (initdb not found)")
+        missing("postgres", "no PostgreSQL server here (initdb not found)")
     return found[0]
 
 
-def _unprivileged() -> str | None:
+def _unprivileged(missing: MissingPart) -> str | None:
     """PostgreSQL refuses to run as root; whoever else is running needs no other user."""
     if os.getuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
     user = next((name for name in ("postgres", "nobody") if name in names), None)
     if user is None:
-        pytest.skip("running as root, and there is no user 'postgres' or 'nobody' to run PostgreSQL as")
+        missing("postgres", "running as root, and there is no user 'postgres' or 'nobody' to run PostgreSQL as")
     return user
 
 

@@ -72,7 +72,7 @@ def test_the_same_question_in_the_same_scope_is_the_same_lesson(log: EventLog) -
     assert first.lesson_id == second.lesson_id != elsewhere.lesson_id
 
 
-@pytest.mark.parametrize(("weight", "same"), [(0.9, True), (0.5, False)])
+@pytest.mark.parametrize(("weight", "same"), [(0.95, True), (0.9, False), (0.6, False)])
 def test_correcting_an_answer_that_came_from_a_lesson_corrects_that_lesson(
     log: EventLog, weight: float, same: bool
 ) -> None:

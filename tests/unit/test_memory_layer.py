@@ -222,6 +222,7 @@ def test_whitened_states_have_unit_covariance() -> None:
     mean, whiten = whitening(states, ridge=1e-6)
     white = (states - mean) @ whiten
     torch.testing.assert_close(white.T @ white / len(white), torch.eye(3), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(whiten, whiten.T)
     _, damped = whitening(states, ridge=1.0)
     assert float(((states - mean) @ damped).var(0).max()) < 1
 
