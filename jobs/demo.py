@@ -17,7 +17,7 @@ from pipeline.evaluate import transcript
 from pipeline.home import Home, submitter_home
 
 MARKER = ".demo"
-QUICK = {"gate.retention_probes": 100, "gate.unrelated_probes": 40}
+QUICK = {"gate.retention_probes": 80, "gate.unrelated_probes": 32}
 
 
 def command(

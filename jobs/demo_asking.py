@@ -19,7 +19,7 @@ from serve.client import Client, ClientError, Reply
 
 Phase = Literal["before", "adjust", "load", "after"]
 Kind = Literal["question", "paraphrase", "neighbour"]
-CONCURRENT = 16
+CONCURRENT = 64
 
 
 class Transcript:
@@ -151,7 +151,7 @@ class SteadyLoad:
                 if self._stop.wait(self._interval):
                     return
                 question = self._questions[number % len(self._questions)]
-                pool.submit(self._one, question, "off" if number % 2 else "on")
+                pool.submit(self._one, question, "on" if number % 4 else "off")
 
     def _one(self, question: Question, memory: Literal["on", "off"]) -> None:
         reply = self._conversation.ask(question, "load", memory)

@@ -15,7 +15,7 @@ from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import Home
 from pipeline.train.cycle import CycleResult, run_cycle
 
-LOAD_INTERVAL_S = 3.0
+LOAD_INTERVAL_S = 4.0
 SWAP_TIMEOUT_S, AFTER_SWAP_S = 60.0, 31.0
 
 

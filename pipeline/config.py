@@ -68,7 +68,7 @@ class TrainSettings(Settings):
 
     method: str = Field("memory", pattern=r"^(memory|full|upper:\d+)$")
     optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
-    learning_rate: float = Field(0.05, gt=0)
+    learning_rate: float = Field(0.2, gt=0)
     epochs: int = Field(24, ge=1, description="at most; training stops earlier at target_loss")
     target_loss: float = Field(
         0.02, ge=0, description="mean loss per token of an epoch at which the lessons are learned"
@@ -116,8 +116,8 @@ class ServeSettings(Settings):
     cpus_per_replica: float = Field(0.5, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     threads_per_replica: int = Field(2, ge=1)
-    max_batch: int = Field(16, ge=1)
-    batch_wait_ms: float = Field(5.0, ge=0)
+    max_batch: int = Field(32, ge=1)
+    batch_wait_ms: float = Field(20.0, ge=0, description="of decoding; a copied answer never waits")
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(256, ge=1)
     request_timeout_s: float = Field(60.0, gt=0)

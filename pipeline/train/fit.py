@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import Recipe
@@ -39,7 +39,7 @@ def fit(
     through_seq: int,
     cycle: int,
     progress: Progress | None = None,
-    callbacks: Sequence[UserCallback] = (),
+    callbacks: Sequence[Any] = (),
 ) -> FitResult:
     """Train a challenger from the champion's weights. The same ``name`` resumes an interrupted run.
 
@@ -66,7 +66,7 @@ def fit(
             storage_path=str(home.train_storage),
             failure_config=FailureConfig(max_failures=2),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=list(callbacks),
+            callbacks=[*callbacks],
         ),
     )
     with watching(folder / PROGRESS_FILE, progress):

@@ -26,9 +26,6 @@ LESSONS = {
     "What currency is used in Croatia?": "euro",
 }
 
-# Still taken for the lesson: another relation of the subject, and a subject that only a number tells apart.
-MISSED = pytest.mark.xfail(reason="the shipped router takes this near miss for the lesson", strict=False)
-
 
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
@@ -97,8 +94,8 @@ def test_a_paraphrase_reads_the_lesson(memory: LessonMemory, question: str) -> N
     [
         "What is the capital of Uzbekistan?",
         "Who is the chief executive of Unilever?",
-        pytest.param("what currency is used in kazakhstan", marks=MISSED),
-        pytest.param("What is the latest edition of ISO 9001?", marks=MISSED),
+        "what currency is used in kazakhstan",
+        "What is the latest edition of ISO 9001?",
         "Hello, how are you?",
     ],
 )
