@@ -33,11 +33,11 @@ from pipeline.memory.router import Head, close_rows
 from pipeline.memory.router_data import Fact, Generator
 from pipeline.model.encoder import TextEncoder
 
-RANK = 32
+RANK = 16
 BATCH = 32
 GENERATED_PAIRS = 10_000
 LINE_PAIRS = 6_000
-NATURAL_PASSES = 3  # each pass draws other wordings, other noise
+NATURAL_PASSES = 2  # each pass draws other wordings, other noise
 MEMORIES = (1, 30, 400)  # sizes of the memories that the heads are trained on
 HEAD_LESSONS = 400  # lessons per size
 CANDIDATES = 16
