@@ -1,4 +1,4 @@
-"""What a question and a lesson's phrasing have in common, in ten numbers that need no corpus.
+"""What a question and a lesson's phrasing have in common, in eleven numbers that need no corpus.
 
 A word's rarity comes from the encoder's own word pieces: BERT's vocabulary is ordered by frequency, so by Zipf's law
 the logarithm of a piece's rank is its surprise. The table ships with the encoder and does not change with the memory.
@@ -21,7 +21,7 @@ UNALIKE = 0.45  # Dice overlap of character trigrams from which two words count 
 
 FEATURES = (
     "cosine", "margin", "lesson_covered", "question_covered", "lesson_worst", "question_worst",
-    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio",
+    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio", "digits_conflict",
 )  # fmt: skip
 
 _WORD = re.compile(r"[^\W_]+(?:['’.+#&-]*[^\W_]+)*[+#]*")
@@ -65,7 +65,7 @@ def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
     asked, known = table.words(pair.question), table.words(pair.phrasing)
     in_question = {word: _best(word, asked, table) for word in known}
     in_lesson = {word: _best(word, known, table) for word in asked}
-    digits = {w for w in asked if any(map(str.isdigit, w))} != {w for w in known if any(map(str.isdigit, w))}
+    asked_digits, known_digits = _with_digits(asked), _with_digits(known)
     return (
         pair.cosine,
         pair.margin,
@@ -75,9 +75,14 @@ def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
         _worst(asked, in_lesson),
         _rarest(known, in_question),
         _rarest(asked, in_lesson),
-        float(digits),
+        float(asked_digits != known_digits),
         log((1 + len(asked)) / (1 + len(known))),
+        float(bool(asked_digits - known_digits) and bool(known_digits - asked_digits)),
     )
+
+
+def _with_digits(words: dict[str, float]) -> set[str]:
+    return {word for word in words if any(map(str.isdigit, word))}
 
 
 def _best(word: str, others: dict[str, float], table: WordTable) -> float:
