@@ -93,9 +93,3 @@ def test_the_cluster_recipe_fits_the_cluster(cluster: dict[str, Any]) -> None:
     gpu = cluster["available_node_types"]["gpu"]
     total = {kind: amount * gpu["max_workers"] for kind, amount in gpu["resources"].items()}
     assert shortages(load_recipe(ROOT / "examples" / "cluster.yaml"), total) == []
-
-
-def test_the_examples_are_found() -> None:
-    from jobs.examples import examples_folder
-
-    assert (examples_folder() / "laptop.yaml").is_file()
