@@ -22,7 +22,7 @@ def command(
         bool, typer.Option("--register", help="the champion with this router as a new version")
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
-    pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 14_000,
+    pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 10_000,
     seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
     recipe: entry.RecipePath = None,
 ) -> None:
@@ -41,6 +41,7 @@ def command(
 
         from jobs.entry import bar
         from pipeline.memory.router_check import held_out_figures
+        from pipeline.memory.router_data import natural_lines
         from pipeline.memory.router_fit import fit_router
         from pipeline.model.encoder import load_encoder
 
@@ -53,7 +54,7 @@ def command(
     with bar() as progress:
         task = progress.add_task("training the router", total=1)
         tensors = fit_router(
-            known, encoder, seed, epochs=epochs, generated=pairs,
+            known, encoder, seed, natural=natural_lines(), epochs=epochs, generated=pairs,
             progress=lambda step, steps, loss: progress.update(
                 task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})"
             ),

@@ -16,7 +16,8 @@ from pipeline.memory.belief import slot_id
 FeedbackKind = Literal["rating", "correction", "comment"]
 # A correction rewrites the lesson that its answer came from only if that lesson surely is about the same fact; below,
 # it opens a lesson of its own, because rewriting a neighbour would break what was right.
-CITED_WEIGHT = 0.9
+CORRECTED_WEIGHT = 0.9
+RATED_WEIGHT = 0.5  # a rating is about the lesson that had more than half of the weight
 
 # Fields of a lesson line that a lesson event has a place of its own for; everything else is kept under "line".
 _LESSON_FIELDS = {"question", "answer", "paraphrases", "previous", "date"}
@@ -215,25 +216,24 @@ def _lesson_body(
     answered: Event, kind: FeedbackKind, value: str | float, place: dict[str, Any]
 ) -> dict[str, Any] | None:
     """What the feedback means for the memory: nothing for a comment, or for a rating of an answer without a lesson."""
-    cited = _cited(answered)
     if kind == "correction":
         question = answered.body["question"]
         own = slot_id(answered.tenant, place["scope"], place["scope_id"], question)
         return {
             "op": "correct",
-            "lesson_id": cited or own,
+            "lesson_id": _cited(answered, CORRECTED_WEIGHT) or own,
             "question": question,
             "answer": value,
             "previous": answered.body["answer"],
             "paraphrases": [],
             "date": None,
         }
-    if kind == "rating" and cited is not None:
+    if kind == "rating" and (cited := _cited(answered, RATED_WEIGHT)) is not None:
         told = {name: answered.body[name] for name in ("question", "answer")}
         return {"op": "rate", "lesson_id": cited, **told, "value": value}
     return None
 
 
-def _cited(answered: Event) -> str | None:
-    lessons = [lesson for lesson in answered.body.get("lessons", ()) if lesson["weight"] > CITED_WEIGHT]
+def _cited(answered: Event, more_than: float) -> str | None:
+    lessons = [lesson for lesson in answered.body.get("lessons", ()) if lesson["weight"] > more_than]
     return max(lessons, key=lambda lesson: lesson["weight"])["lesson_id"] if lessons else None

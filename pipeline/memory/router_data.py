@@ -14,7 +14,8 @@ from difflib import SequenceMatcher
 from importlib.resources import files
 from typing import Literal
 
-from pipeline.data.lines import LessonLine
+from pipeline.data.examples import example
+from pipeline.data.lines import LessonLine, read_lines
 
 Relations = dict[str, list[list[str]]]  # kind -> relations -> wordings
 Part = Literal["all", "known", "withheld"]
@@ -192,6 +193,13 @@ def _elements() -> list[str]:
     from mendeleev.fetch import fetch_table
 
     return sorted(name.lower() for name in fetch_table("elements")["name"])
+
+
+def natural_lines() -> list[LessonLine]:
+    """The shipped lines that show how freely people rephrase: ``examples/router`` and the stream's part ``fit``."""
+    written = [line for name in ("a", "b") for line in read_lines(example(f"router/lines_{name}.jsonl"), LessonLine)]
+    stream = read_lines(example("world_changes/lessons.jsonl"), LessonLine)
+    return written + [line for line in stream if (line.model_extra or {}).get("part") == "fit"]
 
 
 def _resource(name: str) -> Iterator[str]:
