@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.demo_asking import Conversation, Kind, Question, SteadyLoad, questions_of
+from jobs.demo_asking import Conversation, Kind, Phase, Question, SteadyLoad, questions_of
 from jobs.entry import bar, console
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import Home
 from pipeline.train.cycle import CycleResult, run_cycle
+from serve.client import Reply
 
 LOAD_INTERVAL_S = 4.0
 SWAP_TIMEOUT_S, AFTER_SWAP_S = 60.0, 31.0
@@ -96,7 +97,7 @@ class Demo:
             write(phase="retention", probe=probe.id or probe.question, champion=before, challenger=after)
         write(phase="gate", verdict=result.verdict.model_dump(mode="json"))
 
-    def _ask_all(self, title: str, phase):  # type: ignore[no-untyped-def]
+    def _ask_all(self, title: str, phase: Phase) -> list[Reply | None]:
         """Memory on, then memory off (weights only); gives the replies of the former."""
         on, off = self._questions("question", "paraphrase", "neighbour"), self._questions("question", "paraphrase")
         with bar() as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from jobs import entry
 from jobs.starting import register_router, starting_point
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import submitter_home
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.metrics import Interval
 
 FEWEST = 20  # lessons: below, a fifth of them shows nothing
 
@@ -62,12 +65,16 @@ def command(
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
     figures = held_out_figures(tensors, held_out, encoder, settings.memory)
-    for name, figure in figures.items():
-        shown = f"{name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
-        entry.console.print(shown, highlight=False)
+    _show(figures)
     if register and version is not None:
         added = register_router(home, bundle, version, tensors, {name: f.value for name, f in figures.items()})
         entry.console.print(f"registered as version {added}", highlight=False)
+
+
+def _show(figures: dict[str, Interval]) -> None:
+    for name, figure in figures.items():
+        shown = f"{name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
+        entry.console.print(shown, highlight=False)
 
 
 main = entry.main(command)

@@ -17,7 +17,6 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline.config import Recipe
 from pipeline.feedback.database import open_database
@@ -25,6 +24,7 @@ from pipeline.feedback.events import EventLog
 from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home, worker_home
 from pipeline.tracking.registry import champion_version
+from pipeline.train.placement import has_room
 from serve.app import build
 from serve.champion import NoChampion
 from serve.service import Service
@@ -200,17 +200,13 @@ def free_port(host: str, port: int) -> int:
 
 
 def require_room(recipe: Recipe) -> None:
-    """Reserve what the replicas need, and give it back at once. Ray itself would wait for room in silence, forever."""
+    """Room for the replicas and the sealer, or an error that names the shortage."""
     settings = recipe.serve
     replica = {"CPU": settings.cpus_per_replica}
     if settings.gpus_per_replica:
         replica["GPU"] = settings.gpus_per_replica
-    group = placement_group([replica] * settings.replicas + [{"CPU": SEALER_CPUS}])
-    try:
-        if group.wait(recipe.scaling.placement_timeout_s):
-            return
-    finally:
-        remove_placement_group(group)
+    if has_room([replica] * settings.replicas + [{"CPU": SEALER_CPUS}], recipe.scaling.placement_timeout_s):
+        return
     found = (ray.cluster_resources(), ray.available_resources())
     asked = f"{settings.replicas} replica(s) with {_amounts(replica)} each, and {SEALER_CPUS} CPU for the sealer"
     has, free = (_amounts({name: amounts.get(name, 0.0) for name in replica}) for amounts in found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 Progress = Callable[[int, int], None]  # (total, done)
@@ -16,3 +18,29 @@ def batches(items: Sequence[Item], size: int, progress: Progress | None = None) 
         yield items[start : start + size]
         if progress:
             progress(len(items), min(start + size, len(items)))
+
+
+@contextmanager
+def relayed(poll: Callable[[], tuple[int, int] | None], progress: Progress | None) -> Iterator[None]:
+    """Pass what ``poll`` sees (total, done) on to ``progress`` twice a second while the body runs, and at its end."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def tell() -> None:
+        if (seen := poll()) is not None:
+            progress(*seen)
+
+    def relay() -> None:
+        while not stop.wait(0.5):
+            tell()
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        tell()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline.config import MemorySettings, Recipe
 from pipeline.data.lines import LessonLine
@@ -15,7 +15,6 @@ from pipeline.memory.types import question_key
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.feedback.records import Event
     from pipeline.memory.store import LessonMemory
 
 
@@ -84,7 +83,9 @@ class Memory:
         self._settings = settings
 
     def teach(self, line: LessonLine) -> None:
-        self._memory.apply([_lesson_event(line, self._memory.applied_seq + 1)])
+        from pipeline.memory.belief import taught_event
+
+        self._memory.apply([taught_event(line, self._memory.applied_seq + 1)])
 
     def ask(self, questions: Sequence[str]) -> list[str]:
         from pipeline.memory.strategy import plan
@@ -145,22 +146,6 @@ def _fill(questions: Sequence[str], answers: Sequence[str | None], fallback: Sys
     missing = [question for question, answer in zip(questions, answers, strict=True) if answer is None]
     rest = iter(fallback.ask(missing) if missing else [])
     return [next(rest) if answer is None else answer for answer in answers]
-
-
-def _lesson_event(line: LessonLine, seq: int) -> Event:
-    from pipeline.feedback.records import Event
-    from pipeline.memory.belief import slot_id
-
-    body: dict[str, Any] = {
-        "op": "correct",
-        "lesson_id": slot_id("default", "global", "", line.question),
-        "question": line.question,
-        "answer": line.answer,
-        "previous": line.previous,
-        "paraphrases": [],  # they are the test
-        "date": line.date,
-    }
-    return Event(kind="lesson", body=body, source="evaluate", role="teach", seq=seq)
 
 
 def _empty_memory(recipe: Recipe, router: Mapping[str, Tensor] | None) -> LessonMemory:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline.config import MemorySettings
+from pipeline.data.lines import LessonLine
 from pipeline.feedback.records import Event
 from pipeline.memory.types import Lesson, question_key
 
@@ -84,6 +86,20 @@ def slot_id(tenant: str, scope: str, scope_id: str, question: str) -> str:
     """The identity of the slot for a question in a scope."""
     text = "|".join((tenant, scope, scope_id, question_key(question)))
     return "les_" + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def taught_event(line: LessonLine, seq: int) -> Event:
+    """A lesson line as a teacher posts it, question and answer alone: its paraphrases are what a measurement asks."""
+    body: dict[str, Any] = {
+        "op": "correct",
+        "lesson_id": slot_id("default", "global", "", line.question),
+        "question": line.question,
+        "answer": line.answer,
+        "previous": line.previous,
+        "paraphrases": [],
+        "date": line.date,
+    }
+    return Event(kind="lesson", body=body, source="evaluate", role="teach", seq=seq)
 
 
 class Fold:

@@ -9,8 +9,7 @@ from torch import Tensor
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.metrics import Interval, share
-from pipeline.feedback.records import Event
-from pipeline.memory.belief import slot_id
+from pipeline.memory.belief import slot_id, taught_event
 from pipeline.memory.router import load_router
 from pipeline.memory.store import LessonMemory
 from pipeline.memory.types import Reading, Viewer
@@ -27,7 +26,7 @@ def held_out_figures(
     settings = settings or MemorySettings()
     memory = LessonMemory(encoder, load_router(tensors), settings)
     ids = [slot_id("default", "global", "", line.question) for line in lines]
-    memory.apply(_event(line, number, ids[number - 1]) for number, line in enumerate(lines, 1))
+    memory.apply(taught_event(line, number) for number, line in enumerate(lines, 1))
 
     def read(questions: list[str]) -> list[Reading]:
         return memory.read(questions, [Viewer()] * len(questions))
@@ -40,8 +39,3 @@ def held_out_figures(
     ]
     shut = [reading.gate <= settings.gate for reading in read([text for line in lines for text in line.neighbours])]
     return {"paraphrase": share(right), "neighbour": share(shut)}
-
-
-def _event(line: LessonLine, seq: int, lesson_id: str) -> Event:
-    body = {"op": "correct", "lesson_id": lesson_id, "question": line.question, "answer": line.answer}
-    return Event(kind="lesson", body=body, source="pretrain", role="teach", seq=seq)

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Backbone:
         device: torch.device = self.model.device
         return device
 
-    @property
+    @cached_property
     def layers(self) -> nn.ModuleList:
         """The decoder layers, wherever this architecture keeps them."""
         stacks = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]

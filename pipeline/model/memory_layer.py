@@ -74,10 +74,6 @@ class MemoryState:
         return slots.scatter_add_(1, self.key_slots[index], weights)
 
 
-def empty_slots(state: MemoryState) -> bool:
-    return len(state.slots) == 0
-
-
 @dataclass
 class MemoryPass:
     """One batch on its way through the model: addressed once, then read at every value layer."""
@@ -113,7 +109,7 @@ def span_mean(hidden: Tensor, span: Tensor) -> Tensor:
 @contextmanager
 def attached(layers: nn.ModuleList, memory: MemoryPass | None) -> Iterator[None]:
     """Run the model with memory layers in place; without slots nothing is touched."""
-    if memory is None or empty_slots(memory.state):
+    if memory is None or not memory.state.slots:
         yield
         return
 

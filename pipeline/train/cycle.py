@@ -21,8 +21,9 @@ from pipeline.data.examples import example
 from pipeline.data.lines import ProbeLine, RetentionProbe, read_lines
 from pipeline.data.phrasing import phrasings
 from pipeline.evaluate.compare import Examination, Outcome, evidence, examination, examine, sample
-from pipeline.evaluate.gate import Verdict, decide
+from pipeline.evaluate.gate import Evidence, Verdict, decide
 from pipeline.evaluate.metrics import share
+from pipeline.evaluate.retention import kept
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons, read_events
@@ -35,7 +36,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.tracking.registry import Champion, Registry
 from pipeline.train.dataset import Item, TrainingSet
 from pipeline.train.fit import FitResult, fit
-from pipeline.train.placement import worker_resources
+from pipeline.train.placement import on_worker
 
 MANIFEST, VERDICT, EXAM = "manifest.json", "verdict.json", "examination.json"
 EARLIER_LESSONS = 200  # sampled: what a cycle costs must not grow with history
@@ -83,9 +84,10 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     tell("comparing challenger and champion", 1, 0)
     exam = _examination(home, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
-    verdict = decide(evidence(*outcomes), recipe.gate)
-    measures = measures_of(*outcomes) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
-    version = _decided(registry, trained, manifest, champion, recipe, verdict, measures)
+    found = evidence(*outcomes)
+    verdict = decide(found, recipe.gate)
+    measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
+    version = _decided(registry, trained, manifest, recipe, verdict, measures)
     (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
     verdict.save(folder / VERDICT)
     tell("decided", 1, 1)
@@ -122,6 +124,7 @@ def train_on(
         data=training_set(lessons, manifest.withheld),
         through_seq=manifest.to_seq,
         cycle=manifest.cycle,
+        parent=champion.version,
         progress=lambda total, done: tell("training", total, done),
     )
 
@@ -158,13 +161,7 @@ def _examination(home: Home, recipe: Recipe, manifest: Manifest, lessons: dict[s
 
 def compare_on_cluster(home: Home, recipe: Recipe, folders: list[Path], exam: Examination) -> list[Outcome]:
     """Every bundle through the same examination, side by side, on workers of the kind that trains."""
-    resources = worker_resources(recipe.scaling)
-    task = ray.remote(_examine_bundle).options(
-        num_cpus=resources["CPU"],
-        num_gpus=resources.get("GPU", 0),
-        runtime_env={"env_vars": home.worker_env()},
-        max_retries=1,
-    )
+    task = on_worker(_examine_bundle, home, recipe.scaling)
     outcomes: list[Outcome] = ray.get([task.remote(recipe, str(folder), exam) for folder in folders])
     return outcomes
 
@@ -176,37 +173,31 @@ def _examine_bundle(recipe: Recipe, folder: str, exam: Examination) -> Outcome:
     return examine(Answerer.load(Bundle.load(Path(folder))), exam)
 
 
-def measures_of(champion: Outcome, challenger: Outcome) -> dict[str, Any]:
+def measures_of(found: Evidence, challenger: Outcome) -> dict[str, Any]:
     """Shares with intervals: what was learned (trained and withheld phrasing) and what stayed."""
-    kept = [b for a, b in zip(champion.retention, challenger.retention, strict=True) if a]
-    same = [a == b for a, b in zip(champion.unrelated, challenger.unrelated, strict=True)]
     named = {
-        "learned": challenger.new_lessons,
-        "withheld": challenger.withheld,
-        "earlier": challenger.earlier,
-        "retention_kept": kept,
-        "unrelated": same,
+        "learned": share(challenger.new_lessons),
+        "withheld": share(challenger.withheld),
+        "earlier": share(challenger.earlier),
+        "retention_kept": kept(found.retention.champion, found.retention.challenger),
+        "unrelated": share(found.unrelated.challenger),
     }
-    return {name: asdict(share(list(values))) for name, values in named.items() if values}
+    return {name: asdict(value) for name, value in named.items() if value.n}
 
 
 def _decided(
     registry: Registry,
     trained: FitResult,
     manifest: Manifest,
-    champion: Champion,
     recipe: Recipe,
     verdict: Verdict,
     measures: dict[str, Any],
 ) -> int:
     """Register the challenger, then promote or refuse it."""
-    bundle = Bundle.load(trained.bundle)
-    folder = trained.bundle.parent / "registered"
-    replace(bundle, parent=champion.version).save(folder)
     figures = {name: m["value"] if isinstance(m, dict) else float(m) for name, m in measures.items()}
     figures |= {"loss": float(trained.metrics.get("loss", 0.0))}
     version = registry.register(
-        folder,
+        trained.bundle,
         cycle=manifest.cycle,
         metrics=figures,
         params=recipe.train.model_dump(exclude={"memory"}) | {"lessons": len(manifest.lessons)},

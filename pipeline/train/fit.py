@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import Recipe
-from pipeline.evaluate.progress import Progress
+from pipeline.evaluate.progress import Progress, relayed
 from pipeline.home import Home
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.placement import require_room, worker_resources
@@ -38,6 +36,7 @@ def fit(
     data: TrainingSet,
     through_seq: int,
     cycle: int,
+    parent: int | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[Any] = (),
 ) -> FitResult:
@@ -57,6 +56,7 @@ def fit(
             "data": str(data_file),
             "through_seq": through_seq,
             "cycle": cycle,
+            "parent": parent,
             "progress": str(folder / PROGRESS_FILE),
         },
         torch_config=TorchConfig(backend=_backend(recipe)),
@@ -69,7 +69,7 @@ def fit(
             callbacks=[*callbacks],
         ),
     )
-    with watching(folder / PROGRESS_FILE, progress):
+    with relayed(lambda: _epochs_done(folder / PROGRESS_FILE), progress):
         result = trainer.fit()
     if result.error is not None or result.checkpoint is None:
         raise RuntimeError(f"training run {name!r} ended without a checkpoint: {result.error}")
@@ -88,24 +88,9 @@ def _backend(recipe: Recipe) -> str:
     return "nccl" if recipe.scaling.use_gpu else "gloo"
 
 
-@contextmanager
-def watching(file: Path, progress: Progress | None) -> Iterator[None]:
-    """Relay the workers' progress file, {"done": n, "total": m}, to the caller while the body runs."""
-    if progress is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def relay() -> None:
-        while not stop.wait(0.5):
-            if file.exists():
-                tree = json.loads(file.read_text(encoding="utf-8"))
-                progress(tree["total"], tree["done"])
-
-    thread = threading.Thread(target=relay, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _epochs_done(file: Path) -> tuple[int, int] | None:
+    """(total, done) from the workers' progress file, {"done": n, "total": m}, once there is one."""
+    if not file.exists():
+        return None
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    return tree["total"], tree["done"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainSettings
+from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.backbone import Backbone
 from pipeline.model.bundle import Bundle
@@ -43,7 +44,7 @@ class Task:
 
 
 class Learner(nn.Module):
-    """forward(tasks) -> (summed loss, number of target tokens); its parameters are what the update writes."""
+    """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what the update writes."""
 
     def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
         raise NotImplementedError
@@ -87,7 +88,6 @@ Share = Callable[[Callable[[Sequence[str]], Any], Sequence[str]], list[Any]]
 
 def replay_sequences(answerer: Answerer, questions: Sequence[str], share: Share) -> list[Continuation]:
     """The champion's own first tokens on replayed prompts."""
-    from pipeline.evaluate.protocol import prompt_messages
 
     def answer(part: Sequence[str]) -> list[str]:
         return [g.text for g in answerer.generate([prompt_messages(q) for q in part], max_new_tokens=REPLAY_TOKENS)]
@@ -186,11 +186,8 @@ class DenseMethod:
     """Trains ordinary weights: the last n decoder layers, or all of them."""
 
     def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
-        from pipeline.model.answerer import load_changed
-
         self.answerer = answerer
-        backbone = Backbone.load(answerer.bundle.recipe.model)
-        load_changed(backbone, answerer.bundle.tensors)
+        backbone = Answerer.load(answerer.bundle).backbone  # weights of its own, apart from the frozen champion's
         _, _, layers = settings.method.partition(":")
         trained = backbone.layers[-int(layers) :] if layers else backbone.model
         trained.requires_grad_(True)

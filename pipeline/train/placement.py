@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config import ScalingSettings
+from pipeline.home import Home
 
 
 class ShortageError(RuntimeError):
@@ -17,18 +21,35 @@ def worker_resources(scaling: ScalingSettings) -> dict[str, float]:
     return resources | ({"GPU": scaling.gpus_per_worker} if scaling.use_gpu else {})
 
 
+def has_room(bundles: list[dict[str, float]], timeout_s: float) -> bool:
+    """Reserve ``bundles`` together and give them back at once. Ray itself would wait for room in silence, forever."""
+    group = placement_group(bundles, strategy="PACK")
+    try:
+        return bool(group.wait(timeout_s))
+    finally:
+        remove_placement_group(group)
+
+
 def require_room(scaling: ScalingSettings) -> None:
     """Wait for room for all workers at once (an autoscaling cluster grows by this), at most the placement timeout."""
     wanted = worker_resources(scaling)
-    group = placement_group([wanted] * scaling.workers, strategy="PACK")
-    try:
-        if not group.wait(scaling.placement_timeout_s):
-            total, free = ray.cluster_resources(), ray.available_resources()
-            have = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind} free" for kind in wanted)
-            asked = " + ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
-            raise ShortageError(
-                f"no room after {scaling.placement_timeout_s:g} s for scaling.workers = {scaling.workers} x ({asked}): "
-                f"the cluster has {have}; lower scaling.workers or scaling.cpus_per_worker, or add nodes"
-            )
-    finally:
-        remove_placement_group(group)
+    if has_room([wanted] * scaling.workers, scaling.placement_timeout_s):
+        return
+    total, free = ray.cluster_resources(), ray.available_resources()
+    have = ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind} free" for kind in wanted)
+    asked = " + ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
+    raise ShortageError(
+        f"no room after {scaling.placement_timeout_s:g} s for scaling.workers = {scaling.workers} x ({asked}): "
+        f"the cluster has {have}; lower scaling.workers or scaling.cpus_per_worker, or add nodes"
+    )
+
+
+def on_worker(function: Any, home: Home, scaling: ScalingSettings) -> Any:
+    """``function`` as a Ray task with a training worker's resources, outside a Tune trial's own placement group."""
+    resources = worker_resources(scaling)
+    return ray.remote(function).options(
+        num_cpus=resources["CPU"],
+        num_gpus=resources.get("GPU", 0),
+        scheduling_strategy=PlacementGroupSchedulingStrategy(None),  # type: ignore[arg-type]  # none: not the trial's
+        runtime_env={"env_vars": home.worker_env()},
+    )

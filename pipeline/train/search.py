@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,12 @@ import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config import Recipe, ScalingSettings
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.data.phrasing import phrasings
 from pipeline.evaluate.metrics import Interval
-from pipeline.evaluate.progress import Progress, batches
+from pipeline.evaluate.progress import Progress, batches, relayed
 from pipeline.evaluate.stream import BATCH, Exam
 from pipeline.evaluate.systems import SYSTEMS, System, make_bench
 from pipeline.home import Home, worker_home
@@ -34,7 +31,7 @@ from pipeline.memory.belief import slot_id
 from pipeline.tracking import logging as tracking
 from pipeline.train.dataset import Item, TrainingSet
 from pipeline.train.fit import fit
-from pipeline.train.placement import require_room, worker_resources
+from pipeline.train.placement import on_worker, require_room, worker_resources
 
 DRIVER_CPUS = 0.1  # a trial's driver waits for its workers nearly all the time
 STRATEGIES = ("adaptive", "copy", "context", "weights")
@@ -118,8 +115,12 @@ def search(home: Home, wanted: Search, *, progress: Progress | None = None) -> F
     folder = home.root / "tune" / wanted.name
     require_room(wanted.recipe.scaling)
     _claim(folder, wanted)
+    outcomes = folder / OUTCOMES  # counted as they appear: Tune's own callbacks would have to survive pickling
     params = {"trials": wanted.trials, "seed": wanted.seed, "lessons": len(wanted.lessons)}
-    with tracking.run(home, f"tune {wanted.name}", params=params) as parent, _watching(folder, wanted.trials, progress):
+    with (
+        tracking.run(home, f"tune {wanted.name}", params=params) as parent,
+        relayed(lambda: (wanted.trials, len(list(outcomes.glob("*.json")))), progress),
+    ):
         trials = _completed(_tuner(home, wanted, folder).fit(), wanted)
         for trial in trials:
             with tracking.run(home, f"trial {trial.id}", params=trial.changes, parent=parent.id) as child:
@@ -191,17 +192,6 @@ def run_trial(changes: dict[str, Any], wanted: Search, before: dict[str, str]) -
     outcomes.mkdir(parents=True, exist_ok=True)
     (outcomes / f"{trial_id}.json").write_text(json.dumps(measured), encoding="utf-8")
     tune.report(measured)
-
-
-def on_worker(function: Any, home: Home, scaling: ScalingSettings) -> Any:
-    """``function`` as a Ray task with a training worker's resources, outside the trial's own placement group."""
-    resources = worker_resources(scaling)
-    return ray.remote(function).options(
-        num_cpus=resources["CPU"],
-        num_gpus=resources.get("GPU", 0),
-        scheduling_strategy=PlacementGroupSchedulingStrategy(None),  # type: ignore[arg-type]  # none: not the trial's
-        runtime_env={"env_vars": home.worker_env()},
-    )
 
 
 def measure(recipe: Recipe, bundle: Path, wanted: Search, before: dict[str, str]) -> dict[str, float]:
@@ -316,25 +306,3 @@ def plot(trials: tuple[Trial, ...], path: Path) -> None:
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
-
-
-@contextmanager
-def _watching(folder: Path, total: int, progress: Progress | None) -> Iterator[None]:
-    """Tell how many trials have left their outcome; Tune's own callbacks would have to survive pickling."""
-    if progress is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def relay() -> None:
-        while not stop.wait(0.5):
-            progress(total, len(list((folder / OUTCOMES).glob("*.json"))))
-
-    thread = threading.Thread(target=relay, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        progress(total, len(list((folder / OUTCOMES).glob("*.json"))))

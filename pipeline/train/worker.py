@@ -29,7 +29,8 @@ BUNDLE_FOLDER, TRAINER_FILE = "bundle", "trainer.pt"
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Per-worker loop. ``config``: recipe (tree), champion (bundle folder), data (training set), through_seq, cycle.
+    """Per-worker loop. ``config``: recipe (tree), champion (bundle folder), data (training set), through_seq,
+    cycle, parent (the champion's version).
 
     Resumes from the run's latest checkpoint where there is one.
     """
@@ -44,7 +45,8 @@ def train_worker(config: dict[str, Any]) -> None:
     learner = _distributed(method.learner)
     optimizer = build_optimizer(learner, recipe.train)
     epoch = _resume(method, optimizer)
-    lineage = {"recipe": recipe, "trained_through_seq": config["through_seq"], "cycle": config["cycle"]}
+    lineage = {"recipe": recipe, "trained_through_seq": config["through_seq"]}
+    lineage |= {name: config[name] for name in ("cycle", "parent")}
     every = max(1, recipe.train.epochs // 4)
     started = time.monotonic()
     while epoch < recipe.train.epochs:

@@ -10,25 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import Recipe
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import HEADER, TENSORS, Bundle, BundleError
 from pipeline.train.addressing import place_keys, question_states
-from tests.tiny import LESSONS, REPLAY, tiny_model, tiny_recipe
+from tests.tiny import LESSONS, REPLAY, tiny_model
 
 QUESTIONS = [question for question, _ in LESSONS]
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    torch.set_num_threads(1)
-    return tiny_recipe(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def base(recipe: Recipe) -> Answerer:
-    return Answerer.load(Bundle.initial(recipe))
 
 
 @pytest.fixture(scope="module")

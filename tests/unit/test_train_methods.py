@@ -13,25 +13,14 @@ import torch
 from pipeline.config import Recipe, TrainSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
-from pipeline.model.bundle import Bundle, BundleError
+from pipeline.model.bundle import BundleError
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.methods import DenseMethod, MemoryMethod, Method, Task, build_method
 from pipeline.train.worker import build_optimizer, epoch_batches, run_epoch
-from tests.tiny import LESSONS, REPLAY, UNRELATED, tiny_recipe, tiny_training_set
+from tests.tiny import LESSONS, REPLAY, UNRELATED, tiny_training_set
 
 QUESTIONS = [question for question, _ in LESSONS]
 ANSWERS = [answer for _, answer in LESSONS]
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    torch.set_num_threads(1)
-    return tiny_recipe(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def base(recipe: Recipe) -> Answerer:
-    return Answerer.load(Bundle.initial(recipe))
 
 
 def alone(function: Any, everything: Sequence[str]) -> list[Any]:
