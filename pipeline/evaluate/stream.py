@@ -25,7 +25,8 @@ from pipeline.evaluate.metrics import Interval, share
 from pipeline.evaluate.progress import Progress, batches
 from pipeline.evaluate.protocol import exact_match, prompt_messages
 from pipeline.evaluate.result import Result
-from pipeline.evaluate.systems import Bench, Generator, System, build_systems, generate
+from pipeline.evaluate.seam import Generator, System, generate
+from pipeline.evaluate.systems import Bench, build_systems
 from pipeline.memory.types import question_key
 
 BATCH = 32
@@ -81,7 +82,7 @@ class Meter:
     def ask(self, system: System, questions: Sequence[str]) -> dict[str, str]:
         answers: dict[str, str] = {}
         for part in batches(questions, BATCH):
-            answers.update(zip(part, system.ask(part), strict=True))
+            answers.update(zip(part, (reply.text for reply in system.ask(part)), strict=True))
             self.done += len(part)
             if self._progress:
                 self._progress(self.total, self.done)
@@ -108,8 +109,7 @@ def evaluate(
     for name, system in systems.items():
         cells[name] = {}
         for start, length in pairwise([0, *steps]):
-            for line in lessons[start:length]:
-                system.teach(line)
+            system.teach(lessons[start:length])
             exam = exams[length]
             cells[name][str(length)] = exam.score(meter.ask(system, exam.questions), before)
     return Result(systems=cells, measures={"lessons": len(lessons), "probes": len(probes)})

@@ -1,74 +1,45 @@
-"""Systems that can be corrected, behind one seam: ``teach`` a lesson, ``ask`` questions."""
+"""Systems that can be corrected, found by name: the product with each of its strategies, and the baselines."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import MemorySettings, Recipe
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.protocol import MAX_NEW_TOKENS, Message, prompt_messages
-from pipeline.memory.types import question_key
+from pipeline.evaluate.answers import AnswerCache, CachedGenerator
+from pipeline.evaluate.baselines.exact_match import ExactMatch
+from pipeline.evaluate.baselines.rag import Rag
+from pipeline.evaluate.baselines.subject_index import SubjectIndex
+from pipeline.evaluate.baselines.tfidf import TfIdf
+from pipeline.evaluate.protocol import prompt_messages
+from pipeline.evaluate.seam import Generator, Recall, Reply, System, generate, recalled_or_asked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.memory.store import LessonMemory
-
-
-class Generated(Protocol):
-    @property
-    def text(self) -> str: ...
-
-
-class Generator(Protocol):
-    """The part of the answerer that decodes greedily."""
-
-    def generate(
-        self, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int | None = None
-    ) -> Sequence[Generated]: ...
-
-
-class System(Protocol):
-    """What a stream is played to."""
-
-    def teach(self, line: LessonLine) -> None: ...
-
-    def ask(self, questions: Sequence[str]) -> list[str]: ...
+    from pipeline.model.encoder import Encoder
 
 
 class Uncorrected:
-    """The model as it is: lessons change nothing. Its answers never change either, so each is generated once."""
+    """The model as it is: lessons change nothing."""
 
     def __init__(self, answerer: Generator) -> None:
         self.answerer = answerer
-        self._answers: dict[str, str] = {}
 
-    def teach(self, line: LessonLine) -> None:
+    def teach(self, lines: Sequence[LessonLine]) -> None:
         """Nothing is learned."""
 
-    def ask(self, questions: Sequence[str]) -> list[str]:
-        new = [question for question in dict.fromkeys(questions) if question not in self._answers]
-        answers = generate(self.answerer, [prompt_messages(question) for question in new])
-        self._answers.update(zip(new, answers, strict=True))
-        return [self._answers[question] for question in questions]
+    def ask(self, questions: Sequence[str]) -> list[Reply]:
+        return [Reply(text) for text in generate(self.answerer, [prompt_messages(question) for question in questions])]
 
-
-class ExactMatch:
-    """A dictionary from question to answer before the model: what memory is worth when nobody rephrases."""
-
-    def __init__(self, uncorrected: System) -> None:
-        self._uncorrected = uncorrected
-        self._answers: dict[str, str] = {}
-
-    def teach(self, line: LessonLine) -> None:
-        self._answers[question_key(line.question)] = line.answer
-
-    def ask(self, questions: Sequence[str]) -> list[str]:
-        known = [self._answers.get(question_key(question)) for question in questions]
-        return _fill(questions, known, self._uncorrected)
+    def size_bytes(self) -> int:
+        return 0
 
 
 class Memory:
@@ -82,12 +53,12 @@ class Memory:
         self._uncorrected = uncorrected
         self._settings = settings
 
-    def teach(self, line: LessonLine) -> None:
+    def teach(self, lines: Sequence[LessonLine]) -> None:
         from pipeline.memory.belief import taught_event
 
-        self._memory.apply([taught_event(line, self._memory.applied_seq + 1)])
+        self._memory.apply([taught_event(line, seq) for seq, line in enumerate(lines, self._memory.applied_seq + 1)])
 
-    def ask(self, questions: Sequence[str]) -> list[str]:
+    def ask(self, questions: Sequence[str]) -> list[Reply]:
         from pipeline.memory.strategy import plan
         from pipeline.memory.types import Viewer
 
@@ -96,11 +67,22 @@ class Memory:
             plan(self._settings.strategy, question, prompt_messages(question), reading, self._settings)
             for question, reading in zip(questions, readings, strict=True)
         ]
-        answers = [plan.text for plan in plans]
+        texts = [plan.text for plan in plans]
         told = [i for i, plan in enumerate(plans) if plan.messages and plan.messages != prompt_messages(questions[i])]
         for i, text in zip(told, generate(self._answerer, [plans[i].messages or [] for i in told]), strict=True):
-            answers[i] = text
-        return _fill(questions, answers, self._uncorrected)
+            texts[i] = text
+        replies = recalled_or_asked(
+            questions, [Recall(text, 0.0, text is not None) for text in texts], self._uncorrected
+        )
+        return [
+            Reply(reply.text, reply.from_memory, reading.slots[0].answer if reading.slots else None, reading.gate)
+            for reply, reading in zip(replies, readings, strict=True)
+        ]
+
+    def size_bytes(self) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            self._memory.save(Path(folder))
+            return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 @dataclass(frozen=True)
@@ -111,19 +93,41 @@ class Bench:
     uncorrected: Uncorrected
     settings: MemorySettings
     empty_memory: Callable[[], LessonMemory]
+    encoder: Callable[[], Encoder]
+
+
+def _memory(bench: Bench, **changes: str) -> Memory:
+    settings = bench.settings.model_copy(update=changes)
+    return Memory(bench.empty_memory(), bench.answerer, bench.uncorrected, settings)
 
 
 SYSTEMS: dict[str, Callable[[Bench], System]] = {
     "uncorrected": lambda bench: bench.uncorrected,
-    "memory": lambda bench: Memory(bench.empty_memory(), bench.answerer, bench.uncorrected, bench.settings),
+    "memory": _memory,  # the recipe's strategy
+    "adaptive": partial(_memory, strategy="adaptive"),
+    "copy": partial(_memory, strategy="copy"),
+    "context": partial(_memory, strategy="context"),
+    "weights": partial(_memory, strategy="weights"),
     "exact_match": lambda bench: ExactMatch(bench.uncorrected),
+    "tfidf": lambda bench: TfIdf(bench.uncorrected),
+    "subject_index": lambda bench: SubjectIndex(bench.uncorrected),
+    "rag": lambda bench: Rag(bench.answerer, bench.encoder()),
 }
 
 
-def make_bench(recipe: Recipe, answerer: Generator, router: Mapping[str, Tensor] | None = None) -> Bench:
-    """A bench around a loaded answerer; ``router`` is the bundle's, empty or ``None`` for the shipped one."""
-    empty_memory = partial(_empty_memory, recipe, router or None)
-    return Bench(answerer, Uncorrected(answerer), recipe.memory, empty_memory)
+def make_bench(
+    recipe: Recipe, answerer: Generator, router: Mapping[str, Tensor] | None = None, cache: AnswerCache | None = None
+) -> Bench:
+    """A bench around a loaded answerer; ``router`` is the bundle's, empty or ``None`` for the shipped one.
+
+    What the answerer decodes is kept in memory, and in ``cache`` where one is given.
+    """
+    from pipeline.model.encoder import load_encoder
+
+    generator = CachedGenerator(answerer, cache)
+    encoder = lru_cache(maxsize=1)(partial(load_encoder, recipe.model.encoder))
+    empty_memory = partial(_empty_memory, recipe, encoder, router or None)
+    return Bench(generator, Uncorrected(generator), recipe.memory, empty_memory, encoder)
 
 
 def build_systems(names: Sequence[str], bench: Bench) -> dict[str, System]:
@@ -134,23 +138,8 @@ def build_systems(names: Sequence[str], bench: Bench) -> dict[str, System]:
     return {name: SYSTEMS[name](bench) for name in names}
 
 
-def generate(answerer: Generator, prompts: Sequence[Sequence[Message]]) -> list[str]:
-    """Decoding under the protocol."""
-    if not prompts:
-        return []
-    return [generation.text for generation in answerer.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)]
-
-
-def _fill(questions: Sequence[str], answers: Sequence[str | None], fallback: System) -> list[str]:
-    """``answers`` with those that are missing asked of ``fallback``."""
-    missing = [question for question, answer in zip(questions, answers, strict=True) if answer is None]
-    rest = iter(fallback.ask(missing) if missing else [])
-    return [next(rest) if answer is None else answer for answer in answers]
-
-
-def _empty_memory(recipe: Recipe, router: Mapping[str, Tensor] | None) -> LessonMemory:
+def _empty_memory(recipe: Recipe, encoder: Callable[[], Encoder], router: Mapping[str, Tensor] | None) -> LessonMemory:
     from pipeline.memory.router import load_router
     from pipeline.memory.store import LessonMemory
-    from pipeline.model.encoder import load_encoder
 
-    return LessonMemory(load_encoder(recipe.model.encoder), load_router(router), recipe.memory)
+    return LessonMemory(encoder(), load_router(router), recipe.memory)

@@ -24,8 +24,9 @@ from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.data.phrasing import phrasings
 from pipeline.evaluate.metrics import Interval
 from pipeline.evaluate.progress import Progress, batches, relayed
+from pipeline.evaluate.seam import System
 from pipeline.evaluate.stream import BATCH, Exam
-from pipeline.evaluate.systems import SYSTEMS, System, make_bench
+from pipeline.evaluate.systems import SYSTEMS, make_bench
 from pipeline.home import Home, worker_home
 from pipeline.memory.belief import slot_id
 from pipeline.tracking import logging as tracking
@@ -198,8 +199,7 @@ def measure(recipe: Recipe, bundle: Path, wanted: Search, before: dict[str, str]
     """The trial's bundle with lesson memory on and off."""
     bench = make_bench(recipe, *_load(bundle, recipe.scaling))
     exam, memory = wanted.exam(), SYSTEMS["memory"](bench)
-    for line in wanted.lessons:
-        memory.teach(line)
+    memory.teach(wanted.lessons)
     off = exam.score(_ask(bench.uncorrected, exam), before)
     on = exam.score(_ask(memory, exam), before)
     return objective(on, off)
@@ -224,7 +224,10 @@ def _load(bundle: Path, scaling: ScalingSettings) -> tuple[Any, Any]:
 
 def _ask(system: System, exam: Exam) -> dict[str, str]:
     questions = exam.questions
-    return {q: a for part in batches(questions, BATCH) for q, a in zip(part, system.ask(part), strict=True)}
+    replies = (
+        (q, reply) for part in batches(questions, BATCH) for q, reply in zip(part, system.ask(part), strict=True)
+    )
+    return {question: reply.text for question, reply in replies}
 
 
 # the search

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine, ProbeLine, write_lines
+from pipeline.evaluate.answers import CachedGenerator
+from pipeline.evaluate.baselines.exact_match import ExactMatch
 from pipeline.evaluate.protocol import Message
+from pipeline.evaluate.seam import Reply, System
 from pipeline.evaluate.stream import Exam, evaluate, evaluate_files, noise_floor
-from pipeline.evaluate.systems import Bench, ExactMatch, Memory, Uncorrected, build_systems
+from pipeline.evaluate.systems import Bench, Uncorrected, build_systems
 from pipeline.memory.features import Pair
 from pipeline.memory.store import LessonMemory
 
@@ -57,11 +61,14 @@ class Overreaching:
     def __init__(self) -> None:
         self.answer = ""
 
-    def teach(self, line: LessonLine) -> None:
-        self.answer = line.answer
+    def teach(self, lines: Sequence[LessonLine]) -> None:
+        self.answer = lines[-1].answer
 
-    def ask(self, questions: Sequence[str]) -> list[str]:
-        return [self.answer] * len(questions)
+    def ask(self, questions: Sequence[str]) -> list[Reply]:
+        return [Reply(self.answer, True)] * len(questions)
+
+    def size_bytes(self) -> int:
+        return len(self.answer)
 
 
 class Words:
@@ -90,8 +97,13 @@ def values(cell: dict[str, object]) -> dict[str, tuple[float, int]]:
 
 
 def bench(answerer: Parrot) -> Bench:
-    settings = MemorySettings()
-    return Bench(answerer, Uncorrected(answerer), settings, lambda: LessonMemory(Words(), CosineRouter(), settings))
+    settings, generator = MemorySettings(), CachedGenerator(answerer)
+    empty_memory = partial(LessonMemory, Words(), CosineRouter(), settings)
+    return Bench(generator, Uncorrected(generator), settings, empty_memory, Words)
+
+
+def said(system: System, questions: Sequence[str]) -> list[str]:
+    return [reply.text for reply in system.ask(questions)]
 
 
 def test_each_length_asks_the_lessons_taught_so_far() -> None:
@@ -136,28 +148,25 @@ def test_uncorrected_answers_are_generated_once() -> None:
 
 
 def test_the_memory_system_reads_lessons_through_the_lesson_memory() -> None:
-    answerer = Parrot()
-    settings = MemorySettings()
-    memory = Memory(LessonMemory(Words(), CosineRouter(), settings), answerer, Uncorrected(answerer), settings)
-    assert memory.ask([FRANCE.question]) == ["France?"]
-    memory.teach(FRANCE)
-    memory.teach(SPAIN)
+    memory = build_systems(["memory"], bench(Parrot()))["memory"]
+    assert said(memory, [FRANCE.question]) == ["France?"]
+    memory.teach([FRANCE])
+    memory.teach([SPAIN])
     reworded = "Of France what is the capital?"
-    assert memory.ask([FRANCE.question, reworded, *FRANCE.neighbours]) == ["Lyon", "Lyon", "Seville", "Italy?"]
-    memory.teach(AGAIN)
-    assert memory.ask([FRANCE.question]) == ["Nice"]
+    assert said(memory, [FRANCE.question, reworded, *FRANCE.neighbours]) == ["Lyon", "Lyon", "Seville", "Italy?"]
+    memory.teach([AGAIN])
+    assert said(memory, [FRANCE.question]) == ["Nice"]
 
 
 def test_a_context_strategy_decodes_with_the_lesson_in_the_prompt() -> None:
     answerer = Parrot()
-    settings = MemorySettings(strategy="context")
-    memory = Memory(LessonMemory(Words(), CosineRouter(), settings), answerer, Uncorrected(answerer), settings)
-    memory.teach(FRANCE)
+    memory = build_systems(["context"], bench(answerer))["context"]
+    memory.teach([FRANCE])
     before = answerer.decoded
     memory.ask([FRANCE.question, "Say what"])
     assert answerer.decoded == before + 2
     memory.ask([FRANCE.question, "Say what"])
-    assert answerer.decoded == before + 3  # the prompt with the lesson again, the plain one from the cache
+    assert answerer.decoded == before + 2  # greedy answers never change
 
 
 def test_the_noise_floor_compares_batch_sizes() -> None:
@@ -189,7 +198,7 @@ def test_files_in_one_result_out(tmp_path: Path) -> None:
 
 def test_mistakes_are_answered_in_words(tmp_path: Path) -> None:
     write_lines(tmp_path / "lessons.jsonl", [FRANCE])
-    with pytest.raises(ValueError, match="known systems are uncorrected, memory, exact_match"):
+    with pytest.raises(ValueError, match="known systems are uncorrected, memory, adaptive"):
         evaluate_files(tmp_path / "lessons.jsonl", None, ["oracle"], [1], bench(Parrot()))
     with pytest.raises(ValueError, match="lengths = 1, 10: give lengths from 1 to 1"):
         evaluate_files(tmp_path / "lessons.jsonl", None, ["memory"], [1, 10], bench(Parrot()))

@@ -1,0 +1,1 @@
+"""What memory is compared with: one small class each, behind the same seam (:mod:`pipeline.evaluate.seam`)."""

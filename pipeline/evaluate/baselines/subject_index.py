@@ -1,0 +1,50 @@
+"""A dictionary from subject to answer. It is told every lesson's subject, which no other system is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pipeline.data.lines import LessonLine
+from pipeline.evaluate.seam import Recall, Reply, System, recalled_or_asked, text_bytes
+from pipeline.memory.router_data import common_subject
+
+_WORD = re.compile(r"\w+")
+
+
+def told_subject(line: LessonLine) -> str | None:
+    """The file's own field, else the name that the question shares with its first paraphrase."""
+    return line.subject or common_subject(line)
+
+
+class SubjectIndex:
+    """The latest lesson about the longest known subject that the question names, whatever is asked about it."""
+
+    def __init__(self, uncorrected: System) -> None:
+        self._uncorrected = uncorrected
+        self._answers: dict[tuple[str, ...], str] = {}  # the subject's words -> answer
+        self._longest = 0
+
+    def teach(self, lines: Sequence[LessonLine]) -> None:
+        for line in lines:
+            words = _words(told_subject(line) or line.question)
+            self._answers[words] = line.answer
+            self._longest = max(self._longest, len(words))
+
+    def ask(self, questions: Sequence[str]) -> list[Reply]:
+        return recalled_or_asked(questions, [self._recall(question) for question in questions], self._uncorrected)
+
+    def size_bytes(self) -> int:
+        return text_bytes(*(" ".join(words) for words in self._answers), *self._answers.values())
+
+    def _recall(self, question: str) -> Recall:
+        words = _words(question)
+        for size in range(min(self._longest, len(words)), 0, -1):
+            for start in range(len(words) - size + 1):
+                if (answer := self._answers.get(words[start : start + size])) is not None:
+                    return Recall(answer, float(size), True)
+        return Recall()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))

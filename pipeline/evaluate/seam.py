@@ -1,0 +1,85 @@
+"""The seam that everything measured stands behind: lessons are taught in order, questions are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pipeline.data.lines import LessonLine
+from pipeline.evaluate.protocol import MAX_NEW_TOKENS, Message
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    - ``from_memory``: a lesson was used; ``None`` where a system cannot tell, because lessons went into its weights
+    - ``proposal``: what the lessons would answer if they had to, whatever was decided
+    - ``confidence``: how sure the system is that the proposal applies; only the order of its values is used
+    """
+
+    text: str
+    from_memory: bool | None = False
+    proposal: str | None = None
+    confidence: float | None = None
+
+
+class System(Protocol):
+    """What a stream is played to."""
+
+    def teach(self, lines: Sequence[LessonLine]) -> None:
+        """Take lessons in, one after the other."""
+
+    def ask(self, questions: Sequence[str]) -> list[Reply]: ...
+
+    def size_bytes(self) -> int:
+        """What would have to be saved for what was taught, the models themselves not counted."""
+
+
+class Generated(Protocol):
+    @property
+    def text(self) -> str: ...
+
+
+class Generator(Protocol):
+    """The part of the answerer that decodes greedily."""
+
+    def generate(
+        self, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int | None = None
+    ) -> Sequence[Generated]: ...
+
+
+def generate(answerer: Generator, prompts: Sequence[Sequence[Message]]) -> list[str]:
+    """Decoding under the protocol."""
+    if not prompts:
+        return []
+    return [generation.text for generation in answerer.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a store found for one question; ``applies`` is its decision."""
+
+    answer: str | None = None
+    confidence: float = 0.0
+    applies: bool = False
+
+
+def recalled_or_asked(questions: Sequence[str], recalls: Sequence[Recall], fallback: System) -> list[Reply]:
+    """Stored answers where they apply, and ``fallback``'s for the other questions, which are asked in one batch."""
+    missing = [question for question, recall in zip(questions, recalls, strict=True) if not recall.applies]
+    rest = iter(fallback.ask(missing) if missing else [])
+    return [
+        Reply(
+            text=recall.answer or "" if recall.applies else next(rest).text,
+            from_memory=recall.applies,
+            proposal=recall.answer,
+            confidence=recall.confidence,
+        )
+        for recall in recalls
+    ]
+
+
+def text_bytes(*texts: str | None) -> int:
+    return sum(len((text or "").encode()) for text in texts)
