@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -39,13 +39,24 @@ def command(
 
 def _show(reply: Reply) -> None:
     entry.console.print(reply.text, markup=False, highlight=False, soft_wrap=True)
+    for line in explained(reply):
+        entry.console.print(f"[dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
+
+
+def explained(reply: Reply) -> list[str]:
+    """Why this answer: the strategies with their probabilities, the lessons with their weights and beliefs."""
+    among = ", ".join(f"{name} {share:.2f}" for name, share in sorted(reply.probabilities.items()))
+    took = f" (copied with probability {reply.copied:.2f})" if 0 < reply.copied < 1 else ""
     facts = (
-        f"{reply.strategy} · model version {reply.model_version} · {reply.milliseconds:.0f} ms · {reply.response_id}"
+        f"{reply.strategy}{took} of {among} · no lesson applies: {reply.null_weight:.2f} · "
+        f"model version {reply.model_version} · {reply.milliseconds:.0f} ms · {reply.response_id}"
     )
-    entry.console.print(f"[dim]{escape(facts)}[/dim]", highlight=False, soft_wrap=True)
-    for lesson in reply.lessons:
-        cited = f"{lesson['lesson_id']} ({lesson['weight']:.2f}): {lesson['question']} → {lesson['answer']}"
-        entry.console.print(f"[dim]  {escape(cited)}[/dim]", highlight=False, soft_wrap=True)
+    return [facts, *(_cited(lesson) for lesson in reply.lessons)]
+
+
+def _cited(lesson: dict[str, Any]) -> str:
+    weights = f"weight {lesson['weight']:.2f}, belief {lesson['belief']:.2f}"
+    return f"  {lesson['lesson_id']} ({weights}): {lesson['question']} → {lesson['answer']}"
 
 
 main = entry.main(command)

@@ -34,7 +34,15 @@ class ModelSettings(Settings):
 class MemorySettings(Settings):
     """Reading: softmax(memory . x / sqrt(d)) over the lessons and a null slot."""
 
-    strategy: Literal["adaptive", "copy", "context", "weights"] = "adaptive"
+    strategy: str = Field(
+        "adaptive",
+        pattern=r"^(adaptive|copy|context|weights|[\w.]+:\w+)$",
+        description="adaptive, copy, context, weights, or a class of your own as package.module:Class",
+    )
+    explore: float = Field(
+        0.0, ge=0, le=1, description="chance that 'adaptive' draws a strategy; never over a confident lesson"
+    )
+    policy_rate: float = Field(0.05, ge=0, le=1, description="step size of a rating on the choice of strategies")
     candidates: int = Field(16, ge=1, le=1024, description="lessons that the first stage hands to the router")
     gate: float = Field(0.65, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
     alpha_min: float = Field(0.02, gt=0, le=1, description="floor of the belief's step size")

@@ -9,6 +9,7 @@ from sqlalchemy import Engine as Database
 
 from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.home import Home
+from pipeline.memory.mixture import Mixture
 from pipeline.memory.router import load_router
 from pipeline.model.answerer import Answerer, Generation
 from pipeline.model.bundle import Bundle
@@ -34,8 +35,14 @@ class AnswererDecoder:
     def __init__(self, answerer: Answerer) -> None:
         self.answerer = answerer
 
-    def generate(self, prompts: Sequence[list[Message]], *, max_new_tokens: int | None = None) -> list[Generation]:
-        return self.answerer.generate(prompts, max_new_tokens=max_new_tokens)
+    def generate(
+        self,
+        prompts: Sequence[list[Message]],
+        *,
+        max_new_tokens: int | None = None,
+        mixtures: Sequence[Mixture | None] | None = None,
+    ) -> list[Generation]:
+        return self.answerer.generate(prompts, max_new_tokens=max_new_tokens, mixtures=mixtures)
 
     def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         return self.answerer.score(questions, options)

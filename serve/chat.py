@@ -116,6 +116,8 @@ def _reply(body: ChatRequest, found: EngineAnswer, text: str, finished: bool) ->
             probabilities=found.probabilities,
             lessons=cites,
             null_weight=found.null_weight,
+            copied=found.copied,
+            state=found.choice.described() if found.choice else {},
             model_version=found.model_version,
             lesson_seq=found.lesson_seq,
             response_id=response_id,
@@ -146,6 +148,7 @@ def _event(
         source=source,
         request_id=request_id,
         response_id=reply.id,
+        choice=found.choice.body() if found.choice else None,
     )
 
 

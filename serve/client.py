@@ -30,6 +30,7 @@ class Reply:
     lessons: list[dict[str, Any]]
     null_weight: float
     probabilities: dict[str, float]
+    copied: float  # probability that the text is a lesson's
     model_version: int
     lesson_seq: int
     milliseconds: float  # as seen by this client
@@ -81,6 +82,7 @@ class Client:
             lessons=memory["lessons"],
             null_weight=memory["null_weight"],
             probabilities=memory["probabilities"],
+            copied=memory["copied"],
             model_version=memory["model_version"],
             lesson_seq=memory["lesson_seq"],
             milliseconds=milliseconds,

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from pipeline.config import MemorySettings
 from pipeline.evaluate.protocol import Message, normalise
+from pipeline.memory.mixture import Mixture
+from pipeline.memory.policy import Choice, RatedPolicy
 from pipeline.memory.router import Router
 from pipeline.memory.strategy import Plan, plan
 from pipeline.memory.types import Reading, SlotWeight, Viewer
@@ -59,6 +61,8 @@ class EngineAnswer:
     cites: tuple[SlotWeight, ...] = ()
     null_weight: float = 1.0
     probabilities: dict[str, float] = field(default_factory=dict)  # over strategies
+    copied: float = 0.0  # probability that the text is a lesson's: 1 without decoding, between where a mixture decoded
+    choice: Choice | None = None  # what a rating of this answer teaches the policy
     options: dict[str, float] = field(default_factory=dict)  # over the request's options
     prompt_tokens: int = 0
     tokens: int = 0
@@ -74,7 +78,13 @@ class Engine(Protocol):
 class Decoder(Protocol):
     """What the engine needs of an answerer."""
 
-    def generate(self, prompts: Sequence[list[Message]], *, max_new_tokens: int | None = None) -> list[Generation]: ...
+    def generate(
+        self,
+        prompts: Sequence[list[Message]],
+        *,
+        max_new_tokens: int | None = None,
+        mixtures: Sequence[Mixture | None] | None = None,
+    ) -> list[Generation]: ...
 
     def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]: ...
 
@@ -123,6 +133,7 @@ class BatchEngine:
         self.served = served
         self.memory = memory
         self.followed = followed
+        self.policy = RatedPolicy(settings.policy_rate)
         self.memory_thread = ThreadPoolExecutor(1, "lesson-memory")
         self._settings = settings
         self._follow_timeout_s = follow_timeout_s
@@ -147,7 +158,8 @@ class BatchEngine:
         await self.followed.reach(request.min_lesson_seq, min(self._follow_timeout_s, left))
         lesson_seq = self.followed.value
         reading = NOTHING_READ if request.strategy == "weights" else await self._reader.submit(request)
-        chosen = plan(request.strategy, request.question, request.messages, reading, self._settings)
+        policy = self.policy.of(request.viewer.tenant)
+        chosen = plan(request.strategy, request.question, request.messages, reading, self._settings, policy)
         if request.options or chosen.text is None:
             decoded = await self._decoder.submit((request, chosen))
             return self._written(request, chosen, reading, lesson_seq, decoded)
@@ -159,6 +171,8 @@ class BatchEngine:
             cites=chosen.cites,
             null_weight=reading.null_weight,
             probabilities=chosen.probabilities,
+            copied=1.0,
+            choice=chosen.choice,
         )
 
     def _read(self, requests: list[EngineRequest]) -> list[Reading]:
@@ -177,7 +191,9 @@ class BatchEngine:
         limits = {jobs[i][0].max_new_tokens for i in open_jobs if i not in choosing}
         for limit in limits:  # one decoding pass per length limit; most requests share the default
             alike = [i for i in open_jobs if i not in choosing and jobs[i][0].max_new_tokens == limit]
-            texts = served.decoder.generate([_messages(*jobs[i]) for i in alike], max_new_tokens=limit)
+            mixtures = [jobs[i][1].mixture for i in alike]
+            mixed = {"mixtures": mixtures} if any(mixtures) else {}
+            texts = served.decoder.generate([_messages(*jobs[i]) for i in alike], max_new_tokens=limit, **mixed)
             for i, generation in zip(alike, texts, strict=True):
                 results[i] = _Decoded(served, generation)
         return [result for result in results if result is not None]
@@ -192,16 +208,19 @@ class BatchEngine:
     def _written(
         self, request: EngineRequest, chosen: Plan, reading: Reading, lesson_seq: int, decoded: _Decoded
     ) -> EngineAnswer:
-        options = option_probabilities(request.options, decoded.scores, chosen, reading)
+        options = option_probabilities(request.options, decoded.scores, chosen.mixture)
         generation = decoded.generation
+        copied = generation.copied if generation else 0.0
         return EngineAnswer(
             text=generation.text if generation else max(options, key=options.__getitem__),
             strategy=chosen.strategy,
             model_version=decoded.served.version,
             lesson_seq=lesson_seq,
-            cites=chosen.cites,
+            cites=_spoken(chosen, generation),
             null_weight=reading.null_weight,
             probabilities=chosen.probabilities,
+            copied=copied,
+            choice=chosen.choice,
             options=options,
             prompt_tokens=generation.prompt_tokens if generation else 0,
             tokens=generation.tokens if generation else 0,
@@ -209,22 +228,29 @@ class BatchEngine:
         )
 
 
-def option_probabilities(
-    options: Sequence[str], scores: Sequence[float], chosen: Plan, reading: Reading
-) -> dict[str, float]:
-    """``p = (1 - g) softmax(scores) + g [option = copied answer]``; g is the weight on lessons, 0 where none of the
-    options is the copied answer."""
+def option_probabilities(options: Sequence[str], scores: Sequence[float], mixture: Mixture | None) -> dict[str, float]:
+    """``p = (1 - g) softmax(scores) + sum of the shares of the answers that the option is``; g is their sum over all
+    options, so that lessons whose answers are not offered count for nothing."""
     if not options:
         return {}
     top = max(scores)
     raw = [math.exp(score - top) for score in scores]
-    copied = None if chosen.text is None else normalise(chosen.text)
-    hits = [normalise(option) == copied for option in options]
-    gate = 1 - reading.null_weight if any(hits) else 0.0
+    shares = mixture.shares.items() if mixture else ()
+    copied = [sum(share for answer, share in shares if normalise(answer) == normalise(option)) for option in options]
+    gate = min(1.0, sum(copied))
     return {
-        option: (1 - gate) * value / sum(raw) + gate * hit / max(sum(hits), 1)
-        for option, value, hit in zip(options, raw, hits, strict=True)
+        option: (1 - gate) * value / sum(raw) + share for option, value, share in zip(options, raw, copied, strict=True)
     }
+
+
+def _spoken(chosen: Plan, generation: Generation | None) -> tuple[SlotWeight, ...]:
+    """What a decoded answer rests on: from a mixture, the lessons whose answer it probably is, or none of them."""
+    if chosen.mixture is None or generation is None:
+        return chosen.cites
+    if generation.copied < 0.5:
+        return ()
+    said = normalise(generation.text)
+    return tuple(slot for slot in chosen.cites if said in map(normalise, slot.answers))
 
 
 def _messages(request: EngineRequest, chosen: Plan) -> list[Message]:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.feedback.events import EventLog
+from pipeline.feedback.records import EventKind
 from pipeline.memory.store import LessonMemory
 from serve.engine import BatchEngine, Served
 from serve.metrics import Meters
@@ -18,10 +19,14 @@ log = logging.getLogger("serve.follower")
 
 RETRY_REFUSED_S = 30.0
 PAGE = 10_000
+FOLLOWED: tuple[EventKind, ...] = ("lesson", "feedback")
 
 
 class LessonFollower:
-    """Applies lesson events in ``seq`` order. ``engine.followed`` says how far."""
+    """Applies lesson events to the memory and ratings to the policy, in ``seq`` order.
+
+    ``engine.followed`` says how far.
+    """
 
     def __init__(self, events: EventLog, memory: LessonMemory, engine: BatchEngine, poll_s: float) -> None:
         self._events = events
@@ -40,8 +45,9 @@ class LessonFollower:
         return seq
 
     async def _apply_page(self, after: int, head: int) -> int:
-        found = await asyncio.to_thread(self._events.after, after, kinds=["lesson"], limit=PAGE, through=head)
+        found = await asyncio.to_thread(self._events.after, after, kinds=FOLLOWED, limit=PAGE, through=head)
         if found:
+            self._engine.policy.apply(found)
             await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, self._memory.apply, found)
         return head if len(found) < PAGE else found[-1].seq
 

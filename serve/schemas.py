@@ -114,6 +114,8 @@ class MemoryReport(BaseModel):
     probabilities: dict[str, float]
     lessons: list[CitedLesson]
     null_weight: float
+    copied: float = Field(description="probability that the text is a lesson's; between 0 and 1 if a mixture decoded")
+    state: dict[str, float] = Field({}, description="what the choice of the strategy was made from, if one was made")
     model_version: int
     lesson_seq: int
     response_id: str

@@ -9,10 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import PROTOCOL, Message
 from pipeline.evaluate.seam import Generator
+
+if TYPE_CHECKING:
+    from pipeline.memory.mixture import Mixture
 
 SAVED_AFTER = 128  # prompts decoded; what an interruption loses at most
 _WAIT_S = 60.0  # for another process that writes
@@ -70,10 +74,16 @@ class CachedGenerator:
         self._bypassed = False
 
     def generate(
-        self, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int | None = None
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int | None = None,
+        mixtures: Sequence[Mixture | None] | None = None,
     ) -> list[CachedAnswer]:
-        if self._bypassed:
-            fresh = self.answerer.generate(prompts, max_new_tokens=max_new_tokens)
+        """Answers from mixtures are not kept: their shares change with every lesson."""
+        if self._bypassed or mixtures:
+            mixed: dict[str, Any] = {"mixtures": mixtures} if mixtures else {}
+            fresh = self.answerer.generate(prompts, max_new_tokens=max_new_tokens, **mixed)
             return [CachedAnswer(answer.text) for answer in fresh]
         keys = [self._key(prompt, max_new_tokens) for prompt in prompts]
         wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}

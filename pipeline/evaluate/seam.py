@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.protocol import MAX_NEW_TOKENS, Message
+
+if TYPE_CHECKING:
+    from pipeline.memory.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,22 @@ class Generator(Protocol):
     """The part of the answerer that decodes greedily."""
 
     def generate(
-        self, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int | None = None
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int | None = None,
+        mixtures: Sequence[Mixture | None] | None = None,
     ) -> Sequence[Generated]: ...
 
 
-def generate(answerer: Generator, prompts: Sequence[Sequence[Message]]) -> list[str]:
-    """Decoding under the protocol."""
+def generate(
+    answerer: Generator, prompts: Sequence[Sequence[Message]], mixtures: Sequence[Mixture | None] = ()
+) -> list[str]:
+    """Decoding under the protocol; ``mixtures``, if any, has one entry per prompt."""
     if not prompts:
         return []
-    return [generation.text for generation in answerer.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)]
+    mixed: dict[str, Any] = {"mixtures": mixtures} if mixtures else {}
+    return [generation.text for generation in answerer.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, **mixed)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.memory.store import LessonMemory
+    from pipeline.memory.strategy import Plan
     from pipeline.model.encoder import Encoder
 
 
@@ -67,22 +68,42 @@ class Memory:
             plan(self._settings.strategy, question, prompt_messages(question), reading, self._settings)
             for question, reading in zip(questions, readings, strict=True)
         ]
-        texts = [plan.text for plan in plans]
-        told = [i for i, plan in enumerate(plans) if plan.messages and plan.messages != prompt_messages(questions[i])]
-        for i, text in zip(told, generate(self._answerer, [plans[i].messages or [] for i in told]), strict=True):
-            texts[i] = text
+        texts = decoded(self._answerer, questions, plans)
         replies = recalled_or_asked(
             questions, [Recall(text, 0.0, text is not None) for text in texts], self._uncorrected
         )
         return [
-            Reply(reply.text, reply.from_memory, reading.slots[0].answer if reading.slots else None, reading.gate)
-            for reply, reading in zip(replies, readings, strict=True)
+            Reply(
+                text=reply.text,
+                from_memory=reply.from_memory and made.rests_on_lessons(reply.text),
+                proposal=reading.slots[0].answer if reading.slots else None,
+                confidence=reading.gate,
+            )
+            for made, reply, reading in zip(plans, replies, readings, strict=True)
         ]
 
     def size_bytes(self) -> int:
         with tempfile.TemporaryDirectory() as folder:
             self._memory.save(Path(folder))
             return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def decoded(answerer: Generator, questions: Sequence[str], plans: Sequence[Plan]) -> list[str | None]:
+    """The plans' answers; ``None`` where the bare question is to be asked."""
+    texts = [plan.text for plan in plans]
+    for mixed in (False, True):
+        chosen = [
+            i
+            for i, plan in enumerate(plans)
+            if plan.text is None
+            and bool(plan.mixture) == mixed
+            and (mixed or plan.messages != prompt_messages(questions[i]))
+        ]
+        prompts = [plans[i].messages or [] for i in chosen]
+        made = generate(answerer, prompts, [plans[i].mixture for i in chosen] if mixed else ())
+        for i, text in zip(chosen, made, strict=True):
+            texts[i] = text
+    return texts
 
 
 @dataclass(frozen=True)

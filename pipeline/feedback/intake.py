@@ -59,8 +59,12 @@ def answer_event(
     source: str | None = None,
     request_id: str | None = None,
     response_id: str | None = None,
+    choice: Mapping[str, Any] | None = None,
 ) -> NewEvent:
-    """An answer with the weight of each lesson that it cites, so that feedback can find its way back."""
+    """An answer with the weight of each lesson that it cites, so that feedback can find its way back.
+
+    ``choice``: how its strategy was chosen (:meth:`pipeline.memory.policy.Choice.body`), for ratings to learn from.
+    """
     cited = [{"lesson_id": lesson_id, "weight": float(weight)} for lesson_id, weight in (lessons or {}).items()]
     body = {
         "request_id": request_id or new_id("req"),
@@ -71,6 +75,7 @@ def answer_event(
         "lessons": cited,
         "model_version": model_version,
         "milliseconds": milliseconds,
+        **({"choice": dict(choice)} if choice else {}),
     }
     who = source or key.name
     return NewEvent(
@@ -112,6 +117,8 @@ def record_feedback(
         raise UnknownResponse(f"no answer with response_id {response_id!r} was given here")
     told = {name: answered.body.get(name) for name in ("model_version", "question", "answer", "lessons")}
     place = _place(key, source or key.name, feedback_id, response_id)
+    if kind == "rating" and "choice" in answered.body:
+        told["choice"] = answered.body["choice"]
     feedback = NewEvent(kind="feedback", body={"kind": kind, "value": checked, "tags": list(tags), **told}, **place)
     lesson = _lesson_body(answered, kind, checked, place)
     caused = [] if lesson is None else [NewEvent(kind="lesson", body=lesson, **place)]

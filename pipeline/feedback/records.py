@@ -32,8 +32,9 @@ class NewEvent:
     ``body`` by kind:
 
     - ``answer``: request_id, messages, question, answer, strategy, lessons ([{lesson_id, weight}]), model_version,
-      milliseconds
-    - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons
+      milliseconds, choice (how the strategy was chosen, where there was a choice)
+    - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons, choice
+      (of the answer that is rated)
     - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, value (for a rating),
       line (the other fields of a taught lesson line)
     """

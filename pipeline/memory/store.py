@@ -232,10 +232,13 @@ def _pairs(asking: int, question: str, near: list[Candidate]) -> list[Pair]:
 def _reading(near: list[Candidate], log_odds: NDArray[np.float64]) -> Reading:
     """A lesson counts once, by its best phrasing; where several apply, the narrower scope wins, then the later one."""
     best: dict[str, tuple[float, Lesson]] = {}
+    cosines: dict[str, float] = {}  # near comes nearest first
     for candidate, value in zip(near, log_odds.tolist(), strict=True):
-        known = best.get(candidate.lesson.lesson_id)
+        lesson_id = candidate.lesson.lesson_id
+        cosines.setdefault(lesson_id, candidate.cosine)
+        known = best.get(lesson_id)
         if known is None or value > known[0]:
-            best[candidate.lesson.lesson_id] = (value, candidate.lesson)
+            best[lesson_id] = (value, candidate.lesson)
     scored = sorted(best.values(), key=lambda item: _precedence(*item), reverse=True)
     applies = [value for value, lesson in scored if value > 0 and lesson.scope in NARROWER]
     if applies:  # the viewer's own lesson applies: lessons of a wider scope step back
@@ -243,7 +246,15 @@ def _reading(near: list[Candidate], log_odds: NDArray[np.float64]) -> Reading:
         scored = [(v, lesson) for v, lesson in scored if NARROWER.get(lesson.scope, 0) >= widest]
     weights, null = weights_with_null(np.array([value for value, _ in scored]))
     slots = [
-        SlotWeight(lesson.lesson_id, lesson.question, lesson.answer, weight, lesson.belief)
+        SlotWeight(
+            lesson_id=lesson.lesson_id,
+            question=lesson.question,
+            answer=lesson.answer,
+            weight=weight,
+            belief=lesson.belief,
+            cosine=cosines[lesson.lesson_id],
+            beliefs=dict(lesson.beliefs),
+        )
         for (_, lesson), weight in zip(scored, weights.tolist(), strict=True)
     ]
     return Reading(null, tuple(sorted(slots, key=lambda slot: -slot.weight)))

@@ -1,111 +1,163 @@
-"""How memory is used for one answer. A strategy is one small class with a ``plan``; it is found by its name."""
+"""How memory is used for one answer. A strategy is one small class with a ``plan``, found by its name.
+
+The four that ship are called ``weights``, ``copy``, ``context`` and ``adaptive``; any other is named
+``package.module:Class`` in the recipe (``memory.strategy``).
+"""
 
 from __future__ import annotations
 
+import importlib
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import exp, log
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol
 
 from pipeline.config import MemorySettings
-from pipeline.evaluate.protocol import Message
-from pipeline.memory.types import Reading, SlotWeight
+from pipeline.evaluate.protocol import Message, normalise
+from pipeline.memory.context import with_lessons
+from pipeline.memory.mixture import Mixture, mixture_of
+from pipeline.memory.policy import Choice, Policy, shipped_policy
+from pipeline.memory.state import SHOWN, relevant, state_of
+from pipeline.memory.types import Reading, SlotWeight, question_key
 
 CITED = 0.01  # a slot with less weight is not worth a citation
-SHOWN = 4  # lessons that fit a prompt
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One question with everything that a strategy may look at."""
+
+    question: str
+    messages: list[Message]
+    reading: Reading
+    settings: MemorySettings
+    policy: Policy = field(default_factory=lambda: shipped_policy())
+
+    @property
+    def confident(self) -> bool:
+        """Whether the weight on lessons exceeds ``memory.gate``."""
+        return bool(self.reading.slots) and self.reading.gate > self.settings.gate
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do: answer ``text`` as it stands, or else decode ``messages``."""
+    """What to do: answer ``text`` as it stands, or else decode ``messages``, from the ``mixture`` if there is one."""
 
     strategy: str
-    text: str | None
-    messages: list[Message] | None
+    text: str | None = None
+    messages: list[Message] | None = None
     cites: tuple[SlotWeight, ...] = ()
     probabilities: dict[str, float] = field(default_factory=dict)
+    mixture: Mixture | None = None
+    choice: Choice | None = None  # what ratings of the answer teach the policy
+
+    def rests_on_lessons(self, text: str) -> bool:
+        """Whether the answer came from lessons: from a mixture, if it is one of theirs."""
+        if self.mixture is None:
+            return bool(self.cites)
+        return normalise(text) in map(normalise, self.mixture.shares)
 
 
 class Strategy(Protocol):
-    def plan(self, question: str, messages: list[Message], reading: Reading, settings: MemorySettings) -> Plan: ...
+    def plan(self, asked: Situation) -> Plan: ...
 
 
 class Weights:
     """No memory: the model answers."""
 
-    def plan(self, question: str, messages: list[Message], reading: Reading, settings: MemorySettings) -> Plan:
-        return Plan("weights", None, messages, probabilities={"weights": 1.0})
+    def plan(self, asked: Situation) -> Plan:
+        return Plan("weights", messages=asked.messages, probabilities={"weights": 1.0})
 
 
 class Copy:
-    """A confident reading returns its heaviest lesson's best-believed answer without decoding."""
+    """The mixture of sequences (:mod:`pipeline.memory.mixture`).
 
-    def plan(self, question: str, messages: list[Message], reading: Reading, settings: MemorySettings) -> Plan:
-        if reading.gate <= settings.gate or not reading.slots:
-            return Plan("weights", None, messages, probabilities={"copy": reading.gate, "weights": reading.null_weight})
-        probabilities = {"copy": reading.gate, "weights": reading.null_weight}
-        return Plan("copy", reading.slots[0].answer, None, cited(reading), probabilities)
+    A confident reading gives the best-believed answer without decoding; any other is decoded from the mixture.
+    """
+
+    def plan(self, asked: Situation) -> Plan:
+        cites, mixture = cited(asked.reading), mixture_of(asked.reading)
+        if not cites or not mixture.shares:
+            return WEIGHTS.plan(asked)
+        shares = {"copy": asked.reading.gate, "weights": asked.reading.null_weight}
+        if asked.confident:
+            return Plan("copy", mixture.best, None, cites, shares, mixture)
+        return Plan("copy", None, asked.messages, cites, shares, mixture)
 
 
 class Context:
-    """The lessons with weight go into the prompt and the model reasons."""
+    """The lessons that bear on the question go into the prompt and the model reasons."""
 
-    def plan(self, question: str, messages: list[Message], reading: Reading, settings: MemorySettings) -> Plan:
-        shown = cited(reading)[:SHOWN]
+    def plan(self, asked: Situation) -> Plan:
+        shown = relevant(asked.question, asked.reading)[:SHOWN]
         if not shown:
-            return Plan("weights", None, messages, probabilities={"weights": 1.0})
-        return Plan("context", None, with_lessons(messages, shown), shown, {"context": 1.0})
+            return WEIGHTS.plan(asked)
+        return Plan("context", None, with_lessons(asked.messages, shown), tuple(shown), {"context": 1.0})
 
 
 class Adaptive:
-    """Softmax over strategies from the reading.
+    """A softmax over the other three from the question's state, learned from ratings (:mod:`pipeline.memory.policy`).
 
-    ``copy`` gains with the log-odds c of the gate over its threshold, ``weights`` stands at 0, and ``context`` at
-    -|c| - 1: offered where the reading is undecided, chosen by nobody until ratings teach otherwise.
+    The likeliest strategy answers, or with chance ``memory.explore`` one drawn from the softmax. A question in a
+    lesson's own words is copied without asking the policy, and nothing is drawn over a confident lesson.
     """
 
-    def plan(self, question: str, messages: list[Message], reading: Reading, settings: MemorySettings) -> Plan:
-        confidence = _log_odds(reading.gate) - _log_odds(settings.gate) if reading.slots else -_LARGEST
-        probabilities = softmax({"copy": confidence, "weights": 0.0, "context": -abs(confidence) - 1.0})
-        chosen = "copy" if confidence > 0 else "weights"
-        planned = STRATEGIES[chosen].plan(question, messages, reading, settings)
-        return Plan(planned.strategy, planned.text, planned.messages, planned.cites, probabilities)
+    def __init__(self, draw: random.Random | None = None) -> None:
+        self._draw = draw or random.Random()
+
+    def plan(self, asked: Situation) -> Plan:
+        plans = {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in ARMS)}
+        if "copy" in plans and asked.confident and _same_words(asked):
+            return replace(plans["copy"], probabilities={"copy": 1.0})
+        if list(plans) == ["weights"]:
+            return plans["weights"]
+        state = state_of(asked.question, asked.reading, asked.settings)
+        explore = 0.0 if asked.confident else asked.settings.explore
+        choice = asked.policy.choose(state, list(plans), explore, self._draw)
+        chosen = plans[choice.strategy]
+        return replace(chosen, probabilities=choice.probabilities, choice=choice)
 
 
-STRATEGIES: dict[str, Strategy] = {"weights": Weights(), "copy": Copy(), "context": Context(), "adaptive": Adaptive()}
+WEIGHTS, COPY, CONTEXT = Weights(), Copy(), Context()
+ARMS: tuple[Strategy, ...] = (WEIGHTS, COPY, CONTEXT)
+STRATEGIES: dict[str, Strategy] = {"weights": WEIGHTS, "copy": COPY, "context": CONTEXT, "adaptive": Adaptive()}
 
 
-def plan(name: str, question: str, messages: Sequence[Message], reading: Reading, settings: MemorySettings) -> Plan:
-    """The plan of the strategy called ``name``."""
-    if name not in STRATEGIES:
-        raise ValueError(f"memory.strategy = {name!r}: known strategies are {', '.join(STRATEGIES)}")
-    return STRATEGIES[name].plan(question, list(messages), reading, settings)
+@lru_cache(maxsize=64)
+def find(name: str) -> Strategy:
+    """The strategy called ``name``: one that ships, or ``package.module:Class``, imported and made once."""
+    if name in STRATEGIES:
+        return STRATEGIES[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        known = ", ".join(STRATEGIES)
+        raise ValueError(f"memory.strategy = {name!r}: known strategies are {known}, or package.module:Class")
+    try:
+        made: Strategy = getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"memory.strategy = {name!r}: {error}; is the module on PYTHONPATH?") from error
+    if not callable(getattr(made, "plan", None)):
+        raise ValueError(f"memory.strategy = {name!r}: {attribute} has no method plan(asked)")
+    return made
+
+
+def plan(
+    name: str,
+    question: str,
+    messages: Sequence[Message],
+    reading: Reading,
+    settings: MemorySettings,
+    policy: Policy | None = None,
+) -> Plan:
+    """The plan of the strategy called ``name``; ``policy`` is the shipped one unless given."""
+    asked = Situation(question, list(messages), reading, settings, policy or shipped_policy())
+    return find(name).plan(asked)
 
 
 def cited(reading: Reading) -> tuple[SlotWeight, ...]:
     return tuple(slot for slot in reading.slots if slot.weight >= CITED)
 
 
-def with_lessons(messages: list[Message], shown: Sequence[SlotWeight]) -> list[Message]:
-    """The messages with the lessons as notes before the last one."""
-    notes = "\n".join(f"{slot.question.rstrip()} {slot.answer}" for slot in shown)
-    last = messages[-1]
-    content = f"Known facts, more recent than what you learned:\n{notes}\n\n{last['content']}"
-    return [*messages[:-1], {**last, "content": content}]
-
-
-def softmax(scores: dict[str, float]) -> dict[str, float]:
-    top = max(scores.values())
-    powers = {name: exp(score - top) for name, score in scores.items()}
-    total = sum(powers.values())
-    return {name: power / total for name, power in powers.items()}
-
-
-_LARGEST = 20.0
-
-
-def _log_odds(share: float) -> float:
-    """log(p / (1 - p)), held within 20 either way."""
-    if share <= 0 or share >= 1:
-        return _LARGEST if share >= 1 else -_LARGEST
-    return max(-_LARGEST, min(_LARGEST, log(share / (1 - share))))
+def _same_words(asked: Situation) -> bool:
+    return question_key(asked.question) == question_key(asked.reading.slots[0].question)

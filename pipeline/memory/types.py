@@ -69,13 +69,20 @@ class Lesson:
 
 @dataclass(frozen=True)
 class SlotWeight:
-    """A lesson that the reading gives weight to."""
+    """A lesson that the first stage found, with the weight that the reading gives it."""
 
     lesson_id: str
     question: str
-    answer: str
+    answer: str  # the best-believed one
     weight: float
-    belief: float
+    belief: float  # in ``answer``
+    cosine: float = 0.0  # of the nearest phrasing to the question
+    beliefs: dict[str, float] = field(default_factory=dict)  # in every candidate answer
+
+    @property
+    def answers(self) -> dict[str, float]:
+        """Candidate answers with their beliefs, at most 1 together."""
+        return self.beliefs or {self.answer: self.belief}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from pipeline.evaluate.protocol import Message, prompt_messages
+from pipeline.memory.mixture import CopyMixture, Mixture
 from pipeline.model.backbone import Backbone, Batch, Prompt
 from pipeline.model.bundle import Bundle, BundleError
 from pipeline.model.memory_layer import MemoryPass, attached
@@ -24,6 +25,7 @@ class Generation:
     prompt_tokens: int
     finished: bool  # the end token was generated
     slots: tuple[str, ...] = ()
+    copied: float = 0.0  # posterior that the text was copied from a lesson, where it was decoded from a mixture
 
 
 class Answerer:
@@ -53,35 +55,53 @@ class Answerer:
         return cls(bundle, backbone)
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[Message]], *, max_new_tokens: int | None = None) -> list[Generation]:
-        """Greedy answers in the order of ``prompts``; lengths are grouped so that little is padded."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int | None = None,
+        mixtures: Sequence[Mixture | None] | None = None,
+    ) -> list[Generation]:
+        """Greedy answers in the order of ``prompts``; lengths are grouped so that little is padded.
+
+        Where ``mixtures`` has one for a prompt, its answer is decoded from the mixture with the lessons' answers.
+        """
+        mixed = mixtures or [None] * len(prompts)
         limit = max_new_tokens or self.bundle.recipe.model.max_new_tokens
         rendered = [self.backbone.prompt(messages) for messages in prompts]
         order = sorted(range(len(rendered)), key=lambda i: len(rendered[i].ids))
         answers: dict[int, Generation] = {}
         for start in range(0, len(order), self.max_batch):
             chosen = order[start : start + self.max_batch]
-            answers |= zip(chosen, self._generate([rendered[i] for i in chosen], limit), strict=True)
+            answers |= zip(
+                chosen, self._generate([rendered[i] for i in chosen], [mixed[i] for i in chosen], limit), strict=True
+            )
         return [answers[i] for i in range(len(rendered))]
 
-    def _generate(self, prompts: Sequence[Prompt], limit: int) -> list[Generation]:
+    def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
         backbone = self.backbone
         batch = backbone.batch(prompts)
         memory = self.memory_pass(batch)
         config = GenerationConfig(
             do_sample=False, max_new_tokens=limit, eos_token_id=backbone.end_token, pad_token_id=backbone.end_token
         )
+        processor = CopyMixture(mixtures, backbone.answer_ids, backbone.end_token, backbone.device)
         with backbone.lock, attached(backbone.layers, memory):
-            output = backbone.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
+            output = backbone.model.generate(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([processor] if any(mixtures) else []),
+            )
         new = output[:, batch.ids.shape[1] :].tolist()
-        slots = self._slots(memory, len(prompts))
-        return [self._generation(ids, prompt, used) for ids, prompt, used in zip(new, prompts, slots, strict=True)]
+        parts = zip(new, prompts, self._slots(memory, len(prompts)), processor.copied(output), strict=True)
+        return [self._generation(*part) for part in parts]
 
-    def _generation(self, ids: list[int], prompt: Prompt, slots: tuple[str, ...]) -> Generation:
+    def _generation(self, ids: list[int], prompt: Prompt, slots: tuple[str, ...], copied: float) -> Generation:
         finished = self.backbone.end_token in ids
         written = ids[: ids.index(self.backbone.end_token)] if finished else ids
         text = self.backbone.tokenizer.decode(written, skip_special_tokens=True).strip()
-        return Generation(text, len(written) + finished, len(prompt.ids), finished, slots)
+        return Generation(text, len(written) + finished, len(prompt.ids), finished, slots, copied)
 
     def memory_pass(self, batch: Batch) -> MemoryPass | None:
         if self.memory is None:
