@@ -20,6 +20,7 @@ VERBS = {
     "update": "one cycle: train a challenger on the feedback, and promote or refuse it",
     "tune": "search memory strategy and learning rate; writes a recipe for update",
     "evaluate": "reliability, generality, locality and retention on your own lessons",
+    "strategies": "which memory strategy answers what; fits the choice between them",
     "pretrain": "train the router on lessons of your own",
     "submit": "run a verb on the cluster: agm submit update ...",
     "status": "champion, events and the last verdicts",

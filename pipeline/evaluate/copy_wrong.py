@@ -40,16 +40,11 @@ class CopyWrongProbe(ProbeLine):
     needs: tuple[str, ...]
 
 
-def right(probe: CopyWrongProbe, text: str) -> bool:
-    """The protocol: the whole string."""
-    return exact_match(text, probe.answers)
-
-
-def right_by_first_word(probe: CopyWrongProbe, text: str) -> bool:
-    """The laxer score for yes and no ("Yes, it is."), to be labelled so; other kinds keep the whole string."""
-    if probe.answers[0] not in ("yes", "no"):
-        return right(probe, text)
-    return normalise(text).split(" ")[0] == probe.answers[0]
+def right_by_first_word(answers: Sequence[str], text: str) -> bool:
+    """A laxer score for yes and no than the protocol's whole string ("Yes, it is."), to be labelled so."""
+    if answers[0] not in ("yes", "no"):
+        return exact_match(text, answers)
+    return normalise(text).split(" ")[0] == answers[0]
 
 
 def copy_wrong(lines: Sequence[LessonLine], seed: int = 0) -> list[CopyWrongProbe]:

@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pipeline.evaluate.protocol import Message
 from pipeline.memory.types import SlotWeight
 
-# Three invented turns: without them the default model answers in sentences, and neither yes nor no.
-SHOTS: tuple[tuple[str, str], ...] = (
-    ("Facts:\nThe mayor of Orsk is Ida Blom\n\nIs it true that the mayor of Orsk is Max Roe?", "No"),
-    ("Is the mayor of Orsk Ida Blom?", "Yes"),
-    ("Which name fits the gap? The mayor of ___ is Ida Blom", "Orsk"),
-)
+Form = Literal["yes_no", "reversed", "plain"]
+
+# Two invented turns of the same form as the question: without them the default model answers in sentences, and with
+# turns of another form it repeats their answers.
+_MAYOR, _CITY = "The mayor of Orsk is Ida Blom", "What is the largest city of Velia? Tarn"
+SHOTS: dict[Form, tuple[tuple[str, str, str], ...]] = {
+    "yes_no": (
+        (_MAYOR, "Is it true that the mayor of Orsk is Max Roe?", "No"),
+        (_CITY, 'Is "Tarn" the right answer to "What is the largest city of Velia?"?', "Yes"),
+    ),
+    "reversed": (
+        (_MAYOR, "Which name fits the gap? The mayor of ___ is Ida Blom", "Orsk"),
+        (_CITY, "Which name fits the gap? What is the largest city of ___? Tarn", "Velia"),
+    ),
+    "plain": (
+        (_MAYOR, "Who runs the town of Orsk?", "Ida Blom"),
+        (_CITY, "Which city in Velia has the most people?", "Tarn"),
+    ),
+}
 
 
-def with_lessons(messages: Sequence[Message], shown: Sequence[SlotWeight]) -> list[Message]:
+def with_lessons(messages: Sequence[Message], shown: Sequence[SlotWeight], form: Form) -> list[Message]:
     """The messages with the lessons as facts before the last one, and the example turns after the system's message."""
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = [
-        {"role": role, "content": content}
-        for shot in SHOTS
-        for role, content in zip(("user", "assistant"), shot, strict=True)
+        message
+        for fact, question, answer in SHOTS[form]
+        for message in (
+            {"role": "user", "content": _with_facts([fact], question)},
+            {"role": "assistant", "content": answer},
+        )
     ]
     last = messages[-1]
-    facts = "\n".join(f"{slot.question.rstrip()} {slot.answer}" for slot in shown)
-    asked = {**last, "content": f"Facts:\n{facts}\n\n{last['content']}"}
-    return [*system, *turns, *messages[len(system) : -1], asked]
+    facts = [f"{slot.question.rstrip()} {slot.answer}" for slot in shown]
+    return [*system, *turns, *messages[len(system) : -1], {**last, "content": _with_facts(facts, last["content"])}]
+
+
+def _with_facts(facts: Sequence[str], question: str) -> str:
+    return "Facts:\n" + "\n".join(facts) + f"\n\n{question}"

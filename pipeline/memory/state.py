@@ -13,6 +13,7 @@ from functools import lru_cache
 from math import log
 
 from pipeline.config import MemorySettings
+from pipeline.memory.context import Form
 from pipeline.memory.features import WordTable
 from pipeline.memory.types import Reading, SlotWeight
 
@@ -89,7 +90,7 @@ def state_of(question: str, reading: Reading, settings: MemorySettings) -> tuple
     near = _evidence(question, reading)
     bearing = [evidence for evidence in near if evidence.bears]
     lesson = (bearing or near)[0]
-    yes_no = is_yes_no(question) and not is_yes_no(lesson.slot.question)
+    form = form_of(question, lesson.slot)
     weight = lesson.slot.weight
     values = {
         "bias": 1.0,
@@ -101,13 +102,20 @@ def state_of(question: str, reading: Reading, settings: MemorySettings) -> tuple
         "named": lesson.named,
         "answered": lesson.answered,
         "linked": float(bool(_linked(question, near, bearing))),
-        "yes_no": float(yes_no),
-        "compare": float(yes_no and bool(_COMPARE.search(question))),
-        "reversed": float(lesson.answered >= ANSWERED and not yes_no),
+        "yes_no": float(form == "yes_no"),
+        "compare": float(form == "yes_no" and bool(_COMPARE.search(question))),
+        "reversed": float(form == "reversed"),
         "belief": lesson.slot.belief,
         "length": _within(log((1 + len(question.split())) / (1 + len(lesson.slot.question.split()))), 2.0),
     }
     return tuple(round(values[name], 4) for name in FEATURES)
+
+
+def form_of(question: str, lesson: SlotWeight) -> Form:
+    """How the question turns the lesson round: asks whether it is so, asks for its subject, or neither."""
+    if is_yes_no(question) and not is_yes_no(lesson.question):
+        return "yes_no"
+    return "reversed" if _compare(_table().words(question), lesson).answered >= ANSWERED else "plain"
 
 
 def is_yes_no(question: str) -> bool:

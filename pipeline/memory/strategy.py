@@ -18,7 +18,7 @@ from pipeline.evaluate.protocol import Message, normalise
 from pipeline.memory.context import with_lessons
 from pipeline.memory.mixture import Mixture, mixture_of
 from pipeline.memory.policy import Choice, Policy, shipped_policy
-from pipeline.memory.state import SHOWN, relevant, state_of
+from pipeline.memory.state import SHOWN, form_of, relevant, state_of
 from pipeline.memory.types import Reading, SlotWeight, question_key
 
 CITED = 0.01  # a slot with less weight is not worth a citation
@@ -38,6 +38,11 @@ class Situation:
     def confident(self) -> bool:
         """Whether the weight on lessons exceeds ``memory.gate``."""
         return bool(self.reading.slots) and self.reading.gate > self.settings.gate
+
+    @property
+    def settled(self) -> bool:
+        """Whether a lesson applies for certain: the question is asked in its own words."""
+        return self.confident and question_key(self.question) == question_key(self.reading.slots[0].question)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ class Context:
         shown = relevant(asked.question, asked.reading)[:SHOWN]
         if not shown:
             return WEIGHTS.plan(asked)
-        return Plan("context", None, with_lessons(asked.messages, shown), tuple(shown), {"context": 1.0})
+        messages = with_lessons(asked.messages, shown, form_of(asked.question, shown[0]))
+        return Plan("context", None, messages, tuple(shown), {"context": 1.0})
 
 
 class Adaptive:
@@ -108,7 +114,7 @@ class Adaptive:
 
     def plan(self, asked: Situation) -> Plan:
         plans = {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in ARMS)}
-        if "copy" in plans and asked.confident and _same_words(asked):
+        if "copy" in plans and asked.settled:
             return replace(plans["copy"], probabilities={"copy": 1.0})
         if list(plans) == ["weights"]:
             return plans["weights"]
@@ -157,7 +163,3 @@ def plan(
 
 def cited(reading: Reading) -> tuple[SlotWeight, ...]:
     return tuple(slot for slot in reading.slots if slot.weight >= CITED)
-
-
-def _same_words(asked: Situation) -> bool:
-    return question_key(asked.question) == question_key(asked.reading.slots[0].question)

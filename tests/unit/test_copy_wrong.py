@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, read_lines
-from pipeline.evaluate.copy_wrong import CopyWrongProbe, copy_wrong, right, right_by_first_word
-from pipeline.evaluate.protocol import normalise
+from pipeline.evaluate.copy_wrong import CopyWrongProbe, copy_wrong, right_by_first_word
+from pipeline.evaluate.protocol import exact_match, normalise
 
 CAPITAL = LessonLine(
     question="What is the capital of Kazakhstan?", answer="Astana", previous="Almaty", subject="Kazakhstan"
@@ -70,13 +70,10 @@ def test_the_same_seed_gives_the_same_probes() -> None:
     assert copy_wrong(LINES, 1) == copy_wrong(LINES, 1) != copy_wrong(LINES, 2)
 
 
-def test_scores_are_whole_strings_unless_labelled_otherwise() -> None:
-    (no,) = probes("no", CAPITAL)
-    assert (right(no, "No."), right(no, "No, it is Astana.")) == (True, False)
-    assert right_by_first_word(no, "No, it is Astana.")
-    assert not right_by_first_word(no, "Nowhere")
-    (reverse,) = probes("reversed", CAPITAL)
-    assert not right_by_first_word(reverse, "Kazakhstan, it is")
+def test_yes_and_no_may_be_scored_by_their_first_word() -> None:
+    assert right_by_first_word(("no",), "No, it is Astana.")
+    assert not right_by_first_word(("no",), "Nowhere")
+    assert not right_by_first_word(("Kazakhstan",), "Kazakhstan, it is")
 
 
 @pytest.mark.parametrize("kind", ["yes", "no", "compare", "reversed", "two_hop"])
@@ -85,5 +82,5 @@ def test_the_example_stream_gives_probes_of_every_kind_that_no_copied_lesson_ans
     answers = {line.question: line.answer for line in lines}
     found = [probe for probe in copy_wrong(lines) if probe.kind == kind]
     assert len(found) >= 10
-    assert not [probe for probe in found if right(probe, answers[probe.needs[0]])]
+    assert not [probe for probe in found if exact_match(answers[probe.needs[0]], probe.answers)]
     assert all(normalise(probe.question) not in map(normalise, answers) for probe in found)
