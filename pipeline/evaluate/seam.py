@@ -63,7 +63,7 @@ def generate(
     """Decoding under the protocol; ``mixtures``, if any, has one entry per prompt."""
     if not prompts:
         return []
-    mixed: dict[str, Any] = {"mixtures": mixtures} if mixtures else {}
+    mixed: dict[str, Any] = {"mixtures": mixtures} if any(mixtures) else {}
     return [generation.text for generation in answerer.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, **mixed)]
 
 

@@ -18,7 +18,8 @@ from pipeline.evaluate.metrics import Interval, discordant, mcnemar, share
 from pipeline.evaluate.progress import Progress, batches
 from pipeline.evaluate.protocol import exact_match, normalise, prompt_messages
 from pipeline.evaluate.result import Result
-from pipeline.evaluate.systems import Bench, generate
+from pipeline.evaluate.seam import generate
+from pipeline.evaluate.systems import Bench
 from pipeline.memory.belief import taught_event
 from pipeline.memory.mixture import Mixture
 from pipeline.memory.policy_fit import Trial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,8 @@ class SameWords:
 def sitting(clerk: Clerk, kinds: Sequence[str] = ()) -> Sitting:
     probes = [probe for probe in mixed_probes(LINES, 10) if not kinds or probe.kind in kinds]
     settings = MemorySettings()
-    bench = Bench(clerk, Uncorrected(clerk), settings, lambda: LessonMemory(Letters(), SameWords(), settings))
+    empty_memory = partial(LessonMemory, Letters(), SameWords(), settings)
+    bench = Bench(clerk, Uncorrected(clerk), settings, empty_memory, Letters)
     return Sitting(LINES, probes, bench)
 
 
