@@ -29,7 +29,7 @@ SHOTS: dict[Form, tuple[tuple[str, str, str], ...]] = {
 }
 
 
-def with_lessons(messages: Sequence[Message], shown: Sequence[SlotWeight], form: Form) -> list[Message]:
+def with_lessons(messages: Sequence[Message], shown: Sequence[SlotWeight], form: Form = "plain") -> list[Message]:
     """The messages with the lessons as facts before the last one, and the example turns after the system's message."""
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = [

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.evaluate.seam import Generator, Reply, generate, text_bytes
-from pipeline.memory.strategy import with_lessons
+from pipeline.memory.context import with_lessons
 from pipeline.memory.types import SlotWeight, question_key
 from pipeline.model.encoder import Encoder
 
