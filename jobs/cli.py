@@ -26,6 +26,7 @@ VERBS = {
     "status": "champion, events and the last verdicts",
     "report": "recompute every figure of a demo from its transcript",
     "rollback": "return to the champion before this one; lessons stay",
+    "canary": "answer a share of the sessions with another version",
     "keys": "list the endpoint's keys, or create one",
 }
 

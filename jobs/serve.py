@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ def command(
     recipe: entry.RecipePath = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one; default: the recipe's")] = None,
     host: Annotated[str | None, typer.Option(help="default: the recipe's, 127.0.0.1")] = None,
+    check: Annotated[Path | None, typer.Option(help="only read a serve.yaml, strictly, and say what is wrong")] = None,
 ) -> None:
     """Serve the champion over HTTP until Ctrl-C: OpenAI's API, feedback, lessons, and a page at /.
 
@@ -24,6 +26,9 @@ def command(
 
     Example: `agm serve --recipe examples/laptop.yaml --port 8000`
     """
+    if check is not None:
+        _check(check)
+        return
     home = submitter_home()
     settings = load_recipe(recipe).with_changes({"serve.host": host} if host else {})
     from serve import deploy  # after the recipe was read: torch takes seconds to import
@@ -37,6 +42,14 @@ def command(
             threading.Event().wait()
         finally:
             deploy.stop()
+
+
+def _check(path: Path) -> None:
+    from serve.serve_yaml import load_serve_file
+
+    found = load_serve_file(path)
+    replicas = found.answerer.args.recipe.serve.replicas
+    entry.console.print(f"{path} is valid: {replicas} replica(s); deploy it with: serve deploy {path}", soft_wrap=True)
 
 
 def _announce(url: str, version: int, keys: str) -> None:

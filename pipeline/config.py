@@ -124,13 +124,17 @@ class ServeSettings(Settings):
     cpus_per_replica: float = Field(0.5, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     threads_per_replica: int = Field(2, ge=1)
-    max_batch: int = Field(32, ge=1)
-    batch_wait_ms: float = Field(20.0, ge=0, description="of decoding; a copied answer never waits")
+    max_batch: int = Field(32, ge=1, description="rows that decode together; requests join and leave between steps")
+    kv_tokens: int = Field(32_768, ge=1_024, description="bound on the running rows' keys and values, in tokens")
+    prefix_tokens: int = Field(2_048, ge=0, description="prompt beginnings kept for reuse, in tokens; 0: none")
+    weights: Literal["full", "int8"] = Field("full", description="int8: linear layers on a CPU, about 1 % rounding")
+    batch_invariant: bool = Field(False, description="an answer never depends on its company; slower, for evaluation")
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(256, ge=1)
     request_timeout_s: float = Field(60.0, gt=0)
     poll_ms: float = Field(50.0, gt=0, description="how often a replica looks for new events and a new champion")
     max_question_chars: int = Field(4000, ge=1)
+    requests_per_minute: int = Field(0, ge=0, description="of one key; 0: no limit")
 
 
 class Recipe(Settings):

@@ -8,19 +8,27 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata, resources
+from typing import Literal
 from uuid import uuid4
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import chat, errors, lessons
+from serve import chat, cycles, errors, lessons
 from serve.auth import needs
 from serve.errors import ApiError, error_response
-from serve.schemas import ModelPage, ModelReply
+from serve.schemas import ErrorReply, ModelPage, ModelReply
 from serve.service import READY_TIMEOUT_S, Service
 
 MAX_BODY_BYTES = 1 << 20
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+REFUSALS: tuple[int, ...] = (400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
 REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -33,14 +41,23 @@ def build(service: Service, *, echo_request_id: bool = True) -> FastAPI:
         yield
         await service.close()
 
-    app = FastAPI(title="Auto-GPT Memory", version=version(), docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="Auto-GPT Memory",
+        version=version(),
+        docs_url=None,  # its page loads from another host
+        redoc_url=None,
+        lifespan=lifespan,
+        responses={status: {"model": ErrorReply} for status in REFUSALS},
+    )
     app.state.service = service
     app.state.started = int(time.time())
     errors.install(app)
     app.include_router(chat.routes)
     app.include_router(lessons.routes)
+    app.include_router(cycles.routes)
     _add_health(app, service)
     _add_models(app, service)
+    _add_page(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestId, echo=echo_request_id)
     return app
@@ -70,9 +87,28 @@ def _add_health(app: FastAPI, service: Service) -> None:
             return error_response(503, f"not ready: {type(error).__name__}: {error}", "not_ready")
         return JSONResponse({"status": "ready", "model_version": service.engine.served.version})
 
+    @app.get("/metrics", dependencies=[Depends(needs("ask"))], response_class=PlainTextResponse)
+    async def metrics() -> str:
+        """Prometheus's text form, of the replica that the request reached."""
+        return service.meters.text()
+
+
+def _add_page(app: FastAPI) -> None:
+    """Three files as they are: no build step, and nothing from another host."""
+
     @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(resources.files("serve").joinpath("page.html").read_text(encoding="utf-8"))
+    async def page() -> Response:
+        return _page_file("index.html")
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: Literal["style.css", "app.js"]) -> Response:
+        return _page_file(name)
+
+
+def _page_file(name: str) -> Response:
+    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript"}[name.rpartition(".")[2]]
+    text = resources.files("serve").joinpath("page", name).read_text(encoding="utf-8")
+    return Response(text, media_type=kind, headers=PAGE_HEADERS)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -87,6 +123,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
             "version": version(),
             "model_version": service.engine.served.version,
             "lesson_seq": service.engine.followed.value,
+            "canary": canary[0].model_dump() if (canary := service.engine.canary) else None,
             "refused_champion": service.champion_follower.last_refusal,
         }
 

@@ -6,16 +6,19 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 
 from pipeline.feedback.keys import Key, KeyRing
 from pipeline.feedback.records import Role
 from serve.errors import ApiError
+from serve.limits import retry_after
 
 REMEMBERED_S = 5.0  # a revoked key works at most this much longer
 MAX_REMEMBERED = 1_024
+BEARER = HTTPBearer(auto_error=False, description="an API key; 'agm keys NAME --role ROLE' makes one")  # for OpenAPI
 
 
 class Gatekeeper:
@@ -52,11 +55,15 @@ class Gatekeeper:
 def needs(role: Role) -> Callable[[Request], Awaitable[Key]]:
     """A FastAPI dependency: the request's key, which must have at least ``role``."""
 
-    async def authorised(request: Request) -> Key:
+    async def authorised(request: Request, _: Annotated[Any, Security(BEARER)] = None) -> Key:
         gatekeeper: Gatekeeper = request.app.state.service.gatekeeper
         key = await gatekeeper.identify(request.headers.get("authorization"))
         if not key.may(role):
             raise ApiError(403, "role_too_low", f"this needs a key with role {role!r}; yours has {key.role!r}")
+        wait_s = request.app.state.service.limiter.wait_s(key)
+        if wait_s:
+            message = f"this key may ask again in {wait_s:.1f} s: serve.requests_per_minute is reached"
+            raise ApiError(429, "rate_limit_exceeded", message, headers={"Retry-After": retry_after(wait_s)})
         return key
 
     return authorised

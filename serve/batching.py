@@ -16,8 +16,7 @@ class Batcher(Generic[Item, Result]):
     """Calls ``run(items)`` on ``executor`` for groups of at most ``max_batch`` items.
 
     ``run`` returns one entry per item, in order; an entry that is an exception is raised to that item's caller alone.
-    After the first item the group waits ``wait_s`` for others; 0 takes only what is already there. Items whose caller
-    has gone away are dropped before the group starts.
+    Items whose caller has gone away are dropped before the group starts.
     """
 
     def __init__(
@@ -26,12 +25,10 @@ class Batcher(Generic[Item, Result]):
         executor: Executor,
         *,
         max_batch: int,
-        wait_s: float = 0.0,
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_batch = max_batch
-        self._wait_s = wait_s
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -58,20 +55,9 @@ class Batcher(Generic[Item, Result]):
                 await self._serve(group)
 
     async def _gather(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        loop = asyncio.get_running_loop()
         group = [await self._queue.get()]
-        until = loop.time() + self._wait_s
-        while len(group) < self._max_batch:
-            if not self._queue.empty():
-                group.append(self._queue.get_nowait())
-                continue
-            left = until - loop.time()
-            if left <= 0:
-                break
-            try:
-                group.append(await asyncio.wait_for(self._queue.get(), left))
-            except TimeoutError:
-                break
+        while len(group) < self._max_batch and not self._queue.empty():
+            group.append(self._queue.get_nowait())
         return group
 
     async def _serve(self, group: list[tuple[Item, asyncio.Future[Result]]]) -> None:

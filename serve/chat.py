@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import re
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Request
@@ -18,7 +21,8 @@ from pipeline.feedback.records import NewEvent
 from pipeline.memory.types import Viewer
 from serve.auth import Asker
 from serve.engine import EngineAnswer, EngineRequest
-from serve.errors import ApiError
+from serve.errors import ApiError, error_of
+from serve.running_batch import Sampling
 from serve.schemas import (
     ChatReply,
     ChatRequest,
@@ -31,39 +35,116 @@ from serve.schemas import (
 from serve.service import Service
 
 MODEL_NAME = "answerer"
+STREAMED: dict[str, Any] = {
+    "description": "The answer; with `stream: true` server-sent chunks, the last one with `memory`",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
 routes = APIRouter()
+log = logging.getLogger("serve.chat")
 
 
-@routes.post("/v1/chat/completions", response_model=ChatReply)
+@routes.post("/v1/chat/completions", response_model=ChatReply, responses={200: STREAMED})
 async def complete(body: ChatRequest, request: Request, key: Asker) -> Response:
     service: Service = request.app.state.service
-    reply = await answer(service, body, key, request.state.request_id)
+    asked = Asked(body, key, request.state.request_id)
     if body.stream:
-        return StreamingResponse(_events(reply), media_type="text/event-stream")
-    return JSONResponse(reply.model_dump())
+        return await _stream(service, asked)
+    reply, engine_ms = await answer(service, asked)
+    return JSONResponse(reply.model_dump(), headers={"server-timing": f"engine;dur={engine_ms:.1f}"})
 
 
-async def answer(service: Service, body: ChatRequest, key: Key, request_id: str) -> ChatReply:
-    """One answer, recorded before it is given."""
-    began = time.monotonic()
-    _check(body, service)
-    source = body.user or key.name
-    viewer = Viewer(key.tenant, source, body.session)
-    found = await service.engine.answer(_engine_request(body, service, viewer, began))
-    text, finished = _cut(found.text, body.stops, found.finished)
-    reply = _reply(body, found, text, finished)
-    milliseconds = (time.monotonic() - began) * 1000
-    await service.recorder.record(_event(body, found, reply, key, source, request_id, milliseconds))
-    service.meters.answers.inc(tags={"strategy": found.strategy})
-    service.meters.answer_ms.observe((time.monotonic() - began) * 1000, tags={"strategy": found.strategy})
-    return reply
+@dataclass(frozen=True)
+class Asked:
+    """One request with what identifies it."""
+
+    body: ChatRequest
+    key: Key
+    request_id: str
+    response_id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def source(self) -> str:
+        return self.body.user or self.key.name
+
+    @property
+    def viewer(self) -> Viewer:
+        return Viewer(self.key.tenant, self.source, self.body.session)
+
+    def milliseconds(self) -> float:
+        return (time.monotonic() - self.began) * 1000
+
+
+async def answer(
+    service: Service, asked: Asked, on_text: Callable[[str], None] | None = None
+) -> tuple[ChatReply, float]:
+    """One answer, recorded before it is given, and the engine's milliseconds. A streamed answer is recorded before its
+    last chunk, which carries its citations."""
+    _check(asked.body, service)
+    found = await service.engine.answer(_engine_request(asked, service), on_text)
+    reply, engine_ms = _reply(asked, found), asked.milliseconds()
+    await service.recorder.record(_event(asked, found, reply))
+    service.meters.answered(found.strategy, found.model_version, found.tokens, asked.milliseconds())
+    return reply, engine_ms
+
+
+async def _stream(service: Service, asked: Asked) -> Response:
+    """Errors before the first piece of text keep their HTTP status; later ones become an event."""
+    pieces: asyncio.Queue[str | None] = asyncio.Queue()
+    task = asyncio.create_task(answer(service, asked, pieces.put_nowait))
+    task.add_done_callback(lambda _: pieces.put_nowait(None))
+    try:
+        first = await pieces.get()
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if first is None and (task.cancelled() or task.exception() is not None):
+        await task
+    events = _events(asked, task, first, pieces)
+    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+
+async def _events(
+    asked: Asked, task: asyncio.Task[tuple[ChatReply, float]], piece: str | None, pieces: asyncio.Queue[str | None]
+) -> AsyncIterator[str]:
+    """Server-sent chunks as the text comes; the last one with a choice carries ``memory``. A reader that goes away
+    frees the row that decodes for it."""
+    try:
+        yield _chunk(asked, {"role": "assistant", "content": ""})
+        while piece is not None:
+            yield _chunk(asked, {"content": piece})
+            piece = await pieces.get()
+        reply, _ = await task
+        yield _chunk(asked, {}, reply.choices[0].finish_reason, memory=reply.memory.model_dump())
+        if asked.body.wants_usage:
+            yield _sse({**_head(asked), "choices": [], "usage": reply.usage.model_dump()})
+    except Exception as error:  # the status has been sent: what goes wrong now is told inside the stream
+        log.exception("a streamed answer broke off")
+        yield _sse(error_of(error))
+    finally:
+        task.cancel()
+    yield "data: [DONE]\n\n"
+
+
+def _head(asked: Asked) -> dict[str, object]:
+    head = {"id": asked.response_id, "object": "chat.completion.chunk", "created": asked.created, "model": MODEL_NAME}
+    return dict(head)
+
+
+def _chunk(asked: Asked, delta: dict[str, str], finish_reason: str | None = None, **extra: object) -> str:
+    return _sse({**_head(asked), "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **extra})
+
+
+def _sse(body: dict[str, object]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
 def messages_of(body: ChatRequest) -> list[Message]:
-    """A bare question gets the protocol's prompt: serving and measuring ask alike. A dialogue stays as it is."""
-    if len(body.messages) == 1:
-        return prompt_messages(body.question)
-    return [{"role": message.role, "content": message.text} for message in body.messages]
+    """A bare question gets the protocol's prompt: serving and measuring ask alike. So does a dialogue that brings no
+    system message of its own."""
+    turns = [{"role": message.role, "content": message.text} for message in body.messages]
+    return turns if turns[0]["role"] == "system" else [*prompt_messages("")[:1], *turns]
 
 
 def _check(body: ChatRequest, service: Service) -> None:
@@ -77,35 +158,33 @@ def _check(body: ChatRequest, service: Service) -> None:
         raise ApiError(422, "string_too_long", message, "messages")
 
 
-def _engine_request(body: ChatRequest, service: Service, viewer: Viewer, began: float) -> EngineRequest:
+def _engine_request(asked: Asked, service: Service) -> EngineRequest:
+    body = asked.body
     return EngineRequest(
         messages=messages_of(body),
         question=body.question,
-        viewer=viewer,
+        viewer=asked.viewer,
         strategy=body.strategy or service.recipe.memory.strategy,
         options=tuple(body.options),
         min_lesson_seq=body.min_lesson_seq,
         max_new_tokens=body.limit,
-        deadline=began + service.recipe.serve.request_timeout_s,
+        stops=tuple(body.stops),
+        sampling=Sampling(body.temperature or 0.0, 1.0 if body.top_p is None else body.top_p, body.seed),
+        deadline=asked.began + service.recipe.serve.request_timeout_s,
     )
 
 
-def _cut(text: str, stops: list[str], finished: bool) -> tuple[str, bool]:
-    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return (text[: min(places)], True) if places else (text, finished)
-
-
-def _reply(body: ChatRequest, found: EngineAnswer, text: str, finished: bool) -> ChatReply:
-    response_id = f"chatcmpl-{uuid4().hex}"
+def _reply(asked: Asked, found: EngineAnswer) -> ChatReply:
+    choice = ReplyChoice(message=ReplyMessage(content=found.text), finish_reason="stop" if found.finished else "length")
     cites = [
         CitedLesson(lesson_id=c.lesson_id, weight=c.weight, belief=c.belief, question=c.question, answer=c.answer)
         for c in found.cites
     ]
     return ChatReply(
-        id=response_id,
-        created=int(time.time()),
+        id=asked.response_id,
+        created=asked.created,
         model=MODEL_NAME,
-        choices=[ReplyChoice(message=ReplyMessage(content=text), finish_reason="stop" if finished else "length")],
+        choices=[choice],
         usage=Usage(
             prompt_tokens=found.prompt_tokens,
             completion_tokens=found.tokens,
@@ -120,50 +199,25 @@ def _reply(body: ChatRequest, found: EngineAnswer, text: str, finished: bool) ->
             state=found.choice.described() if found.choice else {},
             model_version=found.model_version,
             lesson_seq=found.lesson_seq,
-            response_id=response_id,
+            response_id=asked.response_id,
             options=found.options,
-            notes=body.notes,
+            notes=asked.body.notes,
         ),
     )
 
 
-def _event(
-    body: ChatRequest,
-    found: EngineAnswer,
-    reply: ChatReply,
-    key: Key,
-    source: str,
-    request_id: str,
-    milliseconds: float,
-) -> NewEvent:
+def _event(asked: Asked, found: EngineAnswer, reply: ChatReply) -> NewEvent:
     return answer_event(
-        key=key,
-        question=body.question,
+        key=asked.key,
+        question=asked.body.question,
         answer=reply.choices[0].message.content,
-        messages=[{"role": message.role, "content": message.text} for message in body.messages],
+        messages=[{"role": message.role, "content": message.text} for message in asked.body.messages],
         strategy=found.strategy,
         lessons={cite.lesson_id: cite.weight for cite in found.cites},
         model_version=found.model_version,
-        milliseconds=round(milliseconds, 1),
-        source=source,
-        request_id=request_id,
-        response_id=reply.id,
+        milliseconds=round(asked.milliseconds(), 1),
+        source=asked.source,
+        request_id=asked.request_id,
+        response_id=asked.response_id,
         choice=found.choice.body() if found.choice else None,
     )
-
-
-def _events(reply: ChatReply) -> Iterator[str]:
-    """Server-sent chunks, a word at a time; the last one carries ``memory`` and ``usage``."""
-    head = {"id": reply.id, "object": "chat.completion.chunk", "created": reply.created, "model": reply.model}
-    choice = reply.choices[0]
-    deltas = [{"role": "assistant", "content": ""}]
-    deltas += [{"content": piece} for piece in re.findall(r"\s*\S+\s*$|\s*\S+", choice.message.content)]
-    for delta in deltas:
-        yield _chunk({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
-    last = {"index": 0, "delta": {}, "finish_reason": choice.finish_reason}
-    yield _chunk({**head, "choices": [last], "usage": reply.usage.model_dump(), "memory": reply.memory.model_dump()})
-    yield "data: [DONE]\n\n"
-
-
-def _chunk(body: dict[str, object]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

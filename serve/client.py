@@ -35,6 +35,7 @@ class Reply:
     lesson_seq: int
     milliseconds: float  # as seen by this client
     raw: dict[str, Any]
+    timing: str = ""  # the reply's Server-Timing header
 
 
 class Client:
@@ -67,12 +68,20 @@ class Client:
         user: str | None = None,
         min_lesson_seq: int | None = None,
         options: list[str] | None = None,
+        session: str | None = None,
     ) -> Reply:
         """``strategy='weights'`` asks with the memory off."""
-        extras = {"strategy": strategy, "user": user, "min_lesson_seq": min_lesson_seq, "options": options}
+        extras = {
+            "strategy": strategy,
+            "user": user,
+            "min_lesson_seq": min_lesson_seq,
+            "options": options,
+            "session": session,
+        }
         body = {"model": "answerer", "messages": [{"role": "user", "content": question}]}
         began = time.perf_counter()
-        raw = self._call("POST", "/v1/chat/completions", body | _given(extras))
+        reply = self._request("POST", "/v1/chat/completions", body | _given(extras))
+        raw = reply.json()
         milliseconds = (time.perf_counter() - began) * 1000
         memory = raw["memory"]
         return Reply(
@@ -87,13 +96,19 @@ class Client:
             lesson_seq=memory["lesson_seq"],
             milliseconds=milliseconds,
             raw=raw,
+            timing=reply.headers.get("server-timing", ""),
         )
 
     def correct(
-        self, response_id: str, answer: str, feedback_id: str | None = None, source: str | None = None
+        self,
+        response_id: str,
+        answer: str,
+        feedback_id: str | None = None,
+        source: str | None = None,
+        session: str | None = None,
     ) -> dict[str, Any]:
         """Say what the right answer is. The reply's ``lesson_seq`` is already in force."""
-        return self.feedback(response_id, "correction", answer, feedback_id=feedback_id, source=source)
+        return self.feedback(response_id, "correction", answer, feedback_id=feedback_id, source=source, session=session)
 
     def feedback(
         self,
@@ -104,8 +119,9 @@ class Client:
         tags: list[str] | None = None,
         feedback_id: str | None = None,
         source: str | None = None,
+        session: str | None = None,
     ) -> dict[str, Any]:
-        extras = {"tags": tags, "feedback_id": feedback_id, "source": source}
+        extras = {"tags": tags, "feedback_id": feedback_id, "source": source, "session": session}
         body = {"response_id": response_id, "kind": kind, "value": value} | _given(extras)
         return self._call("POST", "/v1/feedback", body)
 
@@ -119,6 +135,10 @@ class Client:
         query = {"search": search, "offset": offset, "limit": limit} | _given({"user": user})
         found: list[dict[str, Any]] = self._call("GET", "/v1/lessons", query=query)["data"]
         return found
+
+    def amend(self, lesson_id: str, answer: str | None = None, paraphrases: list[str] | None = None) -> dict[str, Any]:
+        """Another answer, more phrasings, or both."""
+        return self._call("PATCH", f"/v1/lessons/{lesson_id}", _given({"answer": answer, "paraphrases": paraphrases}))
 
     def retract(self, lesson_id: str) -> dict[str, Any]:
         return self._call("DELETE", f"/v1/lessons/{lesson_id}")
@@ -139,6 +159,12 @@ class Client:
     def _call(
         self, method: str, path: str, body: dict[str, Any] | None = None, query: dict[str, Any] | None = None
     ) -> dict[str, Any]:
+        found: dict[str, Any] = self._request(method, path, body, query).json()
+        return found
+
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, query: dict[str, Any] | None = None
+    ) -> httpx.Response:
         try:
             reply = self._http.request(method, path, json=body, params=query)
         except httpx.TimeoutException:
@@ -146,8 +172,7 @@ class Client:
         except httpx.TransportError as error:
             raise ClientError(0, f"{self.url} cannot be reached ({error}): is 'agm serve' running?") from None
         if reply.is_success:
-            found: dict[str, Any] = reply.json()
-            return found
+            return reply
         raise _refusal(reply, path)
 
 

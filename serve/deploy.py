@@ -14,7 +14,6 @@ import httpx
 import ray
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
 
@@ -27,6 +26,7 @@ from pipeline.tracking.registry import champion_version
 from pipeline.train.placement import has_room
 from serve.app import build
 from serve.champion import NoChampion
+from serve.serve_yaml import ServeArgs
 from serve.service import Service
 
 APP, SEALER_APP = "agm", "agm-sealer"
@@ -40,15 +40,6 @@ log = logging.getLogger("serve.deploy")
 
 class DeployError(RuntimeError):
     """The endpoint did not come up; the message says what is missing and what to change."""
-
-
-class ServeArgs(BaseModel):
-    """What the replicas need. ``home`` is absolute."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    home: str
-    recipe: Recipe = Recipe()
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """The engine: messages in, answers with citations out.
 
-Two single threads stand behind the event loop, so that torch never blocks it: one reads the lesson memory (encoder and
-router), one decodes. A confident copy therefore never waits behind a running generation.
+Two threads stand behind the event loop, so that torch never blocks it: one reads the lesson memory (encoder and
+router), one decodes (:mod:`serve.decode_loop`). A confident copy therefore never waits behind a running generation.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,22 +21,13 @@ from pipeline.memory.policy import Choice, RatedPolicy
 from pipeline.memory.router import Router
 from pipeline.memory.strategy import Plan, plan
 from pipeline.memory.types import Reading, SlotWeight, Viewer
-from pipeline.model.answerer import Generation
 from serve.batching import Batcher
+from serve.canary import Canary
+from serve.decode_loop import Decoded, DecodeLoop, Job, Served
+from serve.running_batch import GREEDY, Sampling
 from serve.watermark import Watermark
 
 NOTHING_READ = Reading(1.0, ())
-
-
-class DeadlineExceeded(RuntimeError):  # noqa: N818 - reads as what happened
-    """The request's time ran out before its answer was begun."""
-
-
-class PromptTooLong(ValueError):  # noqa: N818
-    """The rendered prompt does not fit the model."""
-
-    def __init__(self, tokens: int, limit: int) -> None:
-        super().__init__(f"the prompt has {tokens} tokens, model.max_prompt_tokens is {limit}: shorten the messages")
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,8 @@ class EngineRequest:
     options: tuple[str, ...] = ()  # an enumerated choice: the answer is one of these
     min_lesson_seq: int = 0
     max_new_tokens: int | None = None
+    stops: tuple[str, ...] = ()
+    sampling: Sampling = GREEDY
     deadline: float = math.inf
 
 
@@ -70,25 +64,12 @@ class EngineAnswer:
 
 
 class Engine(Protocol):
-    """The seam behind the HTTP API: asynchronous; concurrent requests are batched inside."""
+    """The seam behind the HTTP API: asynchronous; concurrent requests are batched inside.
 
-    async def answer(self, request: EngineRequest) -> EngineAnswer: ...
+    ``on_text`` hears the answer's text in pieces as it is decoded; a copied answer comes in one piece.
+    """
 
-
-class Decoder(Protocol):
-    """What the engine needs of an answerer."""
-
-    def generate(
-        self,
-        prompts: Sequence[list[Message]],
-        *,
-        max_new_tokens: int | None = None,
-        mixtures: Sequence[Mixture | None] | None = None,
-    ) -> list[Generation]: ...
-
-    def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]: ...
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int: ...
+    async def answer(self, request: EngineRequest, on_text: Callable[[str], None] | None = None) -> EngineAnswer: ...
 
 
 class Memory(Protocol):
@@ -97,23 +78,6 @@ class Memory(Protocol):
     router: Router
 
     def read(self, questions: Sequence[str], viewers: Sequence[Viewer]) -> list[Reading]: ...
-
-
-@dataclass(frozen=True)
-class Served:
-    """The model that answers now: one reference, taken once per batch and swapped whole."""
-
-    decoder: Decoder
-    version: int
-    max_prompt_tokens: int
-    router: Router | None = None  # None: the memory keeps its own
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    served: Served
-    generation: Generation | None = None
-    scores: tuple[float, ...] = ()
 
 
 class BatchEngine:
@@ -127,46 +91,52 @@ class BatchEngine:
         followed: Watermark,
         *,
         max_batch: int = 16,
-        batch_wait_ms: float = 5.0,
         follow_timeout_s: float = 5.0,
     ) -> None:
         self.served = served
+        self.canary: tuple[Canary, Served] | None = None
         self.memory = memory
         self.followed = followed
         self.policy = RatedPolicy(settings.policy_rate)
         self.memory_thread = ThreadPoolExecutor(1, "lesson-memory")
+        self.decoding = DecodeLoop()
         self._settings = settings
         self._follow_timeout_s = follow_timeout_s
-        self._decode_thread = ThreadPoolExecutor(1, "decode")
         self._reader = Batcher(self._read, self.memory_thread, max_batch=max_batch)
-        self._decoder = Batcher(self._decode, self._decode_thread, max_batch=max_batch, wait_s=batch_wait_ms / 1000)
 
     def swap(self, served: Served) -> None:
-        """Later batches use ``served``; a batch that runs finishes on what it began with."""
+        """Later requests use ``served``; those that run finish on what they began with."""
         self.served = served
         if served.router is not None:
             self.memory.router = served.router
 
+    def _served_to(self, viewer: Viewer) -> Served:
+        canary = self.canary
+        return canary[1] if canary is not None and canary[0].takes(viewer) else self.served
+
     async def close(self) -> None:
         await self._reader.close()
-        await self._decoder.close()
+        self.decoding.close()
         self.memory_thread.shutdown(wait=False, cancel_futures=True)
-        self._decode_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def answer(self, request: EngineRequest) -> EngineAnswer:
+    async def answer(self, request: EngineRequest, on_text: Callable[[str], None] | None = None) -> EngineAnswer:
         left = request.deadline - time.monotonic()
         await self.followed.reach(request.min_lesson_seq, min(self._follow_timeout_s, left))
         lesson_seq = self.followed.value
+        served = self._served_to(request.viewer)
         reading = NOTHING_READ if request.strategy == "weights" else await self._reader.submit(request)
         policy = self.policy.of(request.viewer.tenant)
         chosen = plan(request.strategy, request.question, request.messages, reading, self._settings, policy)
         if request.options or chosen.text is None:
-            decoded = await self._decoder.submit((request, chosen))
-            return self._written(request, chosen, reading, lesson_seq, decoded)
+            decoded = await self.decoding.run(_job(request, chosen, served, on_text))
+            return _written(request, chosen, reading, lesson_seq, decoded)
+        text = _cut(chosen.text, request.stops)
+        if on_text is not None and text:
+            on_text(text)
         return EngineAnswer(
-            text=chosen.text,
+            text=text,
             strategy=chosen.strategy,
-            model_version=self.served.version,
+            model_version=served.version,
             lesson_seq=lesson_seq,
             cites=chosen.cites,
             null_weight=reading.null_weight,
@@ -178,54 +148,47 @@ class BatchEngine:
     def _read(self, requests: list[EngineRequest]) -> list[Reading]:
         return self.memory.read([r.question for r in requests], [r.viewer for r in requests])
 
-    def _decode(self, jobs: list[tuple[EngineRequest, Plan]]) -> list[_Decoded | Exception]:
-        """One batch on one bundle. Jobs that cannot start are refused by themselves."""
-        served = self.served
-        results: list[_Decoded | Exception | None] = [self._refusal(served, *job) for job in jobs]
-        open_jobs = [i for i, result in enumerate(results) if result is None]
-        choosing = [i for i in open_jobs if jobs[i][0].options]
-        if choosing:
-            rows = served.decoder.score([jobs[i][0].question for i in choosing], [jobs[i][0].options for i in choosing])
-            for i, row in zip(choosing, rows, strict=True):
-                results[i] = _Decoded(served, scores=tuple(row))
-        limits = {jobs[i][0].max_new_tokens for i in open_jobs if i not in choosing}
-        for limit in limits:  # one decoding pass per length limit; most requests share the default
-            alike = [i for i in open_jobs if i not in choosing and jobs[i][0].max_new_tokens == limit]
-            mixtures = [jobs[i][1].mixture for i in alike]
-            mixed = {"mixtures": mixtures} if any(mixtures) else {}
-            texts = served.decoder.generate([_messages(*jobs[i]) for i in alike], max_new_tokens=limit, **mixed)
-            for i, generation in zip(alike, texts, strict=True):
-                results[i] = _Decoded(served, generation)
-        return [result for result in results if result is not None]
 
-    @staticmethod
-    def _refusal(served: Served, request: EngineRequest, chosen: Plan) -> Exception | None:
-        if time.monotonic() > request.deadline:
-            return DeadlineExceeded("the request's time ran out while it waited: retry, or ask less at once")
-        tokens = served.decoder.prompt_tokens(_messages(request, chosen))
-        return PromptTooLong(tokens, served.max_prompt_tokens) if tokens > served.max_prompt_tokens else None
+def _job(request: EngineRequest, chosen: Plan, served: Served, on_text: Callable[[str], None] | None) -> Job:
+    loop = asyncio.get_running_loop()
+    return Job(
+        served=served,
+        messages=chosen.messages if chosen.messages is not None else request.messages,
+        question=request.question,
+        loop=loop,
+        done=loop.create_future(),
+        limit=request.max_new_tokens,
+        stops=request.stops,
+        options=request.options,
+        mixture=chosen.mixture,
+        sampling=request.sampling,
+        deadline=request.deadline,
+        on_text=on_text,
+    )
 
-    def _written(
-        self, request: EngineRequest, chosen: Plan, reading: Reading, lesson_seq: int, decoded: _Decoded
-    ) -> EngineAnswer:
-        options = option_probabilities(request.options, decoded.scores, chosen.mixture)
-        generation = decoded.generation
-        copied = generation.copied if generation else 0.0
-        return EngineAnswer(
-            text=generation.text if generation else max(options, key=options.__getitem__),
-            strategy=chosen.strategy,
-            model_version=decoded.served.version,
-            lesson_seq=lesson_seq,
-            cites=_spoken(chosen, generation),
-            null_weight=reading.null_weight,
-            probabilities=chosen.probabilities,
-            copied=copied,
-            choice=chosen.choice,
-            options=options,
-            prompt_tokens=generation.prompt_tokens if generation else 0,
-            tokens=generation.tokens if generation else 0,
-            finished=generation.finished if generation else True,
-        )
+
+def _written(request: EngineRequest, chosen: Plan, reading: Reading, lesson_seq: int, decoded: Decoded) -> EngineAnswer:
+    options = option_probabilities(request.options, decoded.scores, chosen.mixture)
+    return EngineAnswer(
+        text=max(options, key=options.__getitem__) if options else decoded.text,
+        strategy=chosen.strategy,
+        model_version=decoded.served.version,
+        lesson_seq=lesson_seq,
+        cites=_spoken(chosen, decoded),
+        null_weight=reading.null_weight,
+        probabilities=chosen.probabilities,
+        copied=decoded.copied,
+        choice=chosen.choice,
+        options=options,
+        prompt_tokens=decoded.prompt_tokens,
+        tokens=decoded.tokens,
+        finished=decoded.finished,
+    )
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """A copied answer up to the first stop string."""
+    return text[: min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))]
 
 
 def option_probabilities(options: Sequence[str], scores: Sequence[float], mixture: Mixture | None) -> dict[str, float]:
@@ -243,15 +206,11 @@ def option_probabilities(options: Sequence[str], scores: Sequence[float], mixtur
     }
 
 
-def _spoken(chosen: Plan, generation: Generation | None) -> tuple[SlotWeight, ...]:
+def _spoken(chosen: Plan, decoded: Decoded) -> tuple[SlotWeight, ...]:
     """What a decoded answer rests on: from a mixture, the lessons whose answer it probably is, or none of them."""
-    if chosen.mixture is None or generation is None:
+    if chosen.mixture is None or decoded.scores:
         return chosen.cites
-    if generation.copied < 0.5:
+    if decoded.copied < 0.5:
         return ()
-    said = normalise(generation.text)
+    said = normalise(decoded.text)
     return tuple(slot for slot in chosen.cites if said in map(normalise, slot.answers))
-
-
-def _messages(request: EngineRequest, chosen: Plan) -> list[Message]:
-    return chosen.messages if chosen.messages is not None else request.messages

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pipeline.feedback.intake import NotAllowed, UnknownLesson, UnknownResponse
-from serve.engine import DeadlineExceeded, PromptTooLong
+from serve.decode_loop import DeadlineExceeded, PromptRefused, PromptTooLong
 from serve.watermark import NotYetFollowed
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -20,8 +20,15 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
 class ApiError(HTTPException):
     """An answer to the client's mistake. ``code`` is for programs, the message for people: field, value, fix."""
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(status, message)
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
         self.code, self.param = code, param
 
 
@@ -48,6 +55,7 @@ def install(app: FastAPI) -> None:
 
 FAILURES: dict[type[Exception], tuple[int, str]] = {
     PromptTooLong: (400, "context_length_exceeded"),
+    PromptRefused: (400, "prompt_refused"),
     UnknownResponse: (404, "unknown_response"),
     UnknownLesson: (404, "unknown_lesson"),
     NotAllowed: (403, "role_too_low"),
@@ -56,11 +64,23 @@ FAILURES: dict[type[Exception], tuple[int, str]] = {
 }
 
 
+def error_of(error: Exception) -> dict[str, Any]:
+    """The body that ``error`` would have had as a reply of its own."""
+    if isinstance(error, ApiError):
+        return error_body(error.status_code, str(error.detail), error.code, error.param)
+    for failure, (status, code) in FAILURES.items():
+        if isinstance(error, failure):
+            return error_body(status, str(error), code)
+    return error_body(500, f"{type(error).__name__} while answering; see the server's log", "internal_error")
+
+
 async def _http(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = error.code if isinstance(error, ApiError) else None
     param = error.param if isinstance(error, ApiError) else None
-    return error_response(error.status_code, str(error.detail), code, param)
+    reply = error_response(error.status_code, str(error.detail), code, param)
+    reply.headers.update(error.headers or {})
+    return reply
 
 
 async def _validation(_: Request, error: Exception) -> JSONResponse:

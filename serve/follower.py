@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import EventKind
 from pipeline.memory.store import LessonMemory
-from serve.engine import BatchEngine, Served
+from serve.canary import Canary
+from serve.decode_loop import Served
+from serve.engine import BatchEngine
 from serve.metrics import Meters
 
 log = logging.getLogger("serve.follower")
@@ -64,7 +66,7 @@ class LessonFollower:
 
 
 class ChampionFollower:
-    """Loads a new champion beside the old one, checks it, and swaps one reference.
+    """Loads a new champion beside the old one, checks it, and swaps one reference; a canary likewise.
 
     ``current`` gives (promotion id, version) cheaply; ``load`` builds and checks a version, or raises.
     """
@@ -76,18 +78,21 @@ class ChampionFollower:
         engine: BatchEngine,
         meters: Meters,
         poll_s: float,
+        canary: Callable[[], Canary | None] = lambda: None,
     ) -> None:
         self._current = current
         self._load = load
         self._engine = engine
         self._meters = meters
         self._poll_s = poll_s
+        self._canary = canary
         self._thread = ThreadPoolExecutor(1, "bundle-loader")
-        self._refused: dict[int, float] = {}  # promotion id -> when it may be tried again
+        self._refused: dict[object, float] = {}  # promotion id or canary -> when it may be tried again
         self.last_refusal: str | None = None
 
     async def step(self) -> None:
         await self.check()
+        await self.check_canary()
         await asyncio.sleep(self._poll_s)
 
     async def check(self) -> None:
@@ -95,24 +100,40 @@ class ChampionFollower:
         if current is None or current[1] == self._engine.served.version:
             return
         promotion, version = current
-        if self._refused.get(promotion, 0.0) <= time.monotonic():
-            await self._take(promotion, version)
+        running = self._engine.canary
+        if running is not None and running[1].version == version:  # it has been tried already: it only moves up
+            new: Served | None = running[1]
+        else:
+            new = await self._loaded(promotion, version)
+        if new is not None:
+            log.warning("champion %d answers now, %d did before", version, self._engine.served.version)
+            self._engine.swap(new)
+            self.last_refusal = None
+            self._meters.swaps.inc()
 
-    async def _take(self, promotion: int, version: int) -> None:
-        began = time.monotonic()
+    async def check_canary(self) -> None:
+        wish = await asyncio.to_thread(self._canary)
+        running = self._engine.canary
+        if wish is None or wish.version == self._engine.served.version:
+            self._engine.canary = None
+        elif running is not None and running[1].version == wish.version:
+            self._engine.canary = (wish, running[1])
+        elif (served := await self._loaded(wish, wish.version)) is not None:
+            self._engine.canary = (wish, served)
+
+    async def _loaded(self, reason: object, version: int) -> Served | None:
+        """The version beside the one that answers, or ``None`` while a refusal is fresh."""
+        if self._refused.get(reason, 0.0) > time.monotonic():
+            return None
         old = self._engine.served
         try:
-            new = await asyncio.get_running_loop().run_in_executor(self._thread, self._load, version, old)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._load, version, old)
         except Exception as error:  # the border of loading: whatever a bundle does wrong, the old one keeps answering
-            self._refused[promotion] = time.monotonic() + RETRY_REFUSED_S
+            self._refused[reason] = time.monotonic() + RETRY_REFUSED_S
             self.last_refusal = f"version {version}: {type(error).__name__}: {error}"
             self._meters.refused_bundles.inc()
-            log.exception("champion %d failed its check; version %d keeps answering", version, old.version)
-            return
-        self._engine.swap(new)
-        self.last_refusal = None
-        self._meters.swaps.inc()
-        log.warning("champion %d answers now (%.1f s beside %d)", version, time.monotonic() - began, old.version)
+            log.exception("version %d failed its check; version %d keeps answering", version, old.version)
+            return None
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

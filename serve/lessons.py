@@ -21,6 +21,7 @@ from serve.schemas import (
     FeedbackReply,
     FeedbackRequest,
     Identifier,
+    LessonChange,
     LessonPage,
     LessonReply,
     Lineage,
@@ -33,12 +34,14 @@ from serve.service import Service
 
 routes = APIRouter()
 APPLY_TIMEOUT_S = 10.0
+EVERY = 2**31
 
 
 class NewLesson(LessonLine, RequestBody):
-    """A lesson line and an optional idempotency key."""
+    """A lesson line and an optional idempotency key; ``session`` is needed where ``scope`` is ``session``."""
 
     feedback_id: Identifier | None = None
+    session: Name = ""
 
 
 @routes.post("/v1/feedback")
@@ -54,31 +57,64 @@ async def feedback(body: FeedbackRequest, request: Request, key: Asker) -> Feedb
         feedback_id=body.feedback_id,
         key=key,
         source=body.source or None,
+        session=body.session,
     )
     receipt = await _written(service, change)
     service.meters.feedback.inc(tags={"kind": body.kind})
+    if body.kind == "rating" and not receipt.duplicate:
+        rated = await asyncio.to_thread(service.log.response, body.response_id)
+        service.meters.rated(rated.body["model_version"] if rated else 0, float(body.value))
     return await _applied(service, receipt)
 
 
 @routes.post("/v1/lessons")
 async def teach(body: NewLesson, request: Request, key: Teacher) -> FeedbackReply:
     service: Service = request.app.state.service
-    line = LessonLine.model_validate(body.model_dump(exclude={"feedback_id"}))
-    change = partial(intake.record_lesson, service.log, line, key=key, feedback_id=body.feedback_id)
+    line = LessonLine.model_validate(body.model_dump(exclude={"feedback_id", "session"}))
+    change = partial(
+        intake.record_lesson, service.log, line, key=key, feedback_id=body.feedback_id, session=body.session
+    )
+    return await _applied(service, await _written(service, change))
+
+
+@routes.patch("/v1/lessons/{lesson_id}")
+async def amend(
+    lesson_id: Identifier, body: LessonChange, request: Request, key: Asker, user: Name = ""
+) -> FeedbackReply:
+    """Another answer, more phrasings, or both. An asker amends only the asker's own lessons."""
+    service: Service = request.app.state.service
+    change = partial(
+        intake.amend_lesson,
+        service.log,
+        lesson_id,
+        answer=body.answer,
+        paraphrases=body.paraphrases,
+        key=key,
+        feedback_id=body.feedback_id,
+        source=user or None,
+        session=body.session,
+    )
     return await _applied(service, await _written(service, change))
 
 
 @routes.delete("/v1/lessons/{lesson_id}")
 async def retract(
-    lesson_id: Identifier,
-    request: Request,
-    key: Asker,
-    user: Name = "",
+    lesson_id: Identifier, request: Request, key: Asker, user: Name = "", session: Name = ""
 ) -> FeedbackReply:
     """An asker takes back only the asker's own lessons; for the others it needs ``teach``."""
     service: Service = request.app.state.service
-    change = partial(intake.retract_lesson, service.log, lesson_id, key=key, source=user or None)
+    change = partial(intake.retract_lesson, service.log, lesson_id, key=key, source=user or None, session=session)
     return await _applied(service, await _written(service, change))
+
+
+@routes.get("/v1/lessons/{lesson_id}")
+async def lesson(
+    lesson_id: Identifier, request: Request, key: Asker, user: Name = "", session: Name = ""
+) -> LessonReply:
+    found = request.app.state.service.memory.get(lesson_id)
+    if found is None or not found.visible_to(Viewer(key.tenant, user or key.name, session)):
+        raise ApiError(404, "unknown_lesson", f"no lesson has the id {lesson_id!r:.80}", "lesson_id")
+    return _lesson(found)
 
 
 @routes.get("/v1/lessons")
@@ -91,10 +127,17 @@ async def lessons(
     user: Name = "",
     session: Name = "",
 ) -> LessonPage:
+    """The lessons that the caller's answers may rest on, the latest first; ``search`` is a part of their text."""
     service: Service = request.app.state.service
     viewer = Viewer(key.tenant, user or key.name, session)
-    found = await asyncio.to_thread(service.memory.lessons, viewer, search, offset, limit)
-    return LessonPage(data=[_lesson(lesson) for lesson in found], lesson_seq=service.engine.followed.value)
+    found = await asyncio.to_thread(service.memory.lessons, viewer, search, 0, EVERY)
+    page = found[offset : offset + limit]
+    return LessonPage(
+        data=[_lesson(lesson) for lesson in page],
+        total=len(found),
+        has_more=offset + len(page) < len(found),
+        lesson_seq=service.engine.followed.value,
+    )
 
 
 @routes.get("/v1/lineage/{response_id}")

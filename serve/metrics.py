@@ -1,19 +1,75 @@
-"""The endpoint's own metrics, exported by Ray beside Serve's."""
+"""The replica's own metrics, in Prometheus's form at ``/metrics`` and, through Ray, beside Serve's."""
 
 from __future__ import annotations
 
-from ray.util.metrics import Counter, Histogram
+from collections.abc import Callable, Mapping
+
+import prometheus_client as prometheus
+import ray
+from ray.util import metrics as ray_metrics
 
 LATENCY_MS = [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0]
+
+
+class Count:
+    """One counter in both places."""
+
+    def __init__(
+        self, registry: prometheus.CollectorRegistry, name: str, about: str, tags: tuple[str, ...] = ()
+    ) -> None:
+        self._here = prometheus.Counter(name, about, tags, registry=registry)
+        self._ray = ray_metrics.Counter(name, about, tag_keys=tags)
+
+    def inc(self, amount: float = 1.0, tags: Mapping[str, str] | None = None) -> None:
+        (self._here.labels(**tags) if tags else self._here).inc(amount)
+        self._ray.inc(amount, tags=dict(tags or {}))
 
 
 class Meters:
     """Made inside a replica: creating a metric registers it with the process."""
 
     def __init__(self) -> None:
-        self.answers = Counter("agm_answers", "answers given", tag_keys=("strategy",))
-        self.answer_ms = Histogram("agm_answer_ms", "request to reply", boundaries=LATENCY_MS, tag_keys=("strategy",))
-        self.feedback = Counter("agm_feedback", "feedback accepted", tag_keys=("kind",))
-        self.swaps = Counter("agm_bundle_swaps", "champions taken over")
-        self.refused_bundles = Counter("agm_bundle_refused", "champions that failed their check here: an alarm")
-        self.background_failures = Counter("agm_background_failures", "failed rounds of a background task: an alarm")
+        self.registry = prometheus.CollectorRegistry()
+        self.answers = self._count("agm_answers", "answers given", "strategy", "model_version")
+        self.tokens = self._count("agm_tokens", "tokens decoded")
+        self.feedback = self._count("agm_feedback", "feedback accepted", "kind")
+        self.ratings = self._count(
+            "agm_ratings", "sum of ratings, by the version that was rated", "model_version", "sign"
+        )
+        self.swaps = self._count("agm_bundle_swaps", "champions taken over")
+        self.refused_bundles = self._count("agm_bundle_refused", "champions that failed their check here: an alarm")
+        self.background_failures = self._count(
+            "agm_background_failures", "failed rounds of a background task: an alarm"
+        )
+        self._answer_ms = prometheus.Histogram(
+            "agm_answer_ms", "request to reply", ("strategy",), registry=self.registry, buckets=LATENCY_MS
+        )
+        self._ray_answer_ms = ray_metrics.Histogram(
+            "agm_answer_ms", "request to reply", boundaries=LATENCY_MS, tag_keys=("strategy",)
+        )
+
+    def _count(self, name: str, about: str, *tags: str) -> Count:
+        return Count(self.registry, name, about, tags)
+
+    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """A gauge that is read when somebody looks."""
+        prometheus.Gauge(name, about, registry=self.registry).set_function(value)
+
+    def answered(self, strategy: str, model_version: int, tokens: int, milliseconds: float) -> None:
+        self.answers.inc(tags={"strategy": strategy, "model_version": str(model_version)})
+        self._answer_ms.labels(strategy=strategy).observe(milliseconds)
+        self._ray_answer_ms.observe(milliseconds, tags={"strategy": strategy})
+        if tokens:
+            self.tokens.inc(tokens)
+
+    def rated(self, model_version: int, value: float) -> None:
+        if value:
+            self.ratings.inc(abs(value), {"model_version": str(model_version), "sign": "+" if value > 0 else "-"})
+
+    def text(self) -> str:
+        """The exposition format; each line says which replica it is of, because a scrape reaches one of them."""
+        return f"# replica {replica_name()}\n" + prometheus.generate_latest(self.registry).decode()
+
+
+def replica_name() -> str:
+    return ray.get_runtime_context().get_actor_id() or "local" if ray.is_initialized() else "local"

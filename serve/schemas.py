@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_ID = 128
 MAX_VALUE = 4_000
 Name = Annotated[str, Field(max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
 StrategyName = Literal["adaptive", "copy", "context", "weights"]
 
@@ -40,24 +41,34 @@ class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: str | list[TextPart]
 
+    @field_validator("role", mode="before")
+    @classmethod
+    def _developer(cls, role: Any) -> Any:
+        return "system" if role == "developer" else role  # OpenAI's newer word for the same
+
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
 class ChatRequest(RequestBody):
-    """``POST /v1/chat/completions``. Decoding is greedy; ``temperature``, ``top_p``, ``seed`` are only noted."""
+    """``POST /v1/chat/completions``. Without ``temperature`` decoding is greedy, as everything here is measured."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=256)
     model: str | None = None
     stream: bool = False
+    stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=1024)
     max_completion_tokens: int | None = Field(None, ge=1, le=1024)
-    stop: str | list[str] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     n: Literal[1] = 1
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     user: Name = Field("", description="the end user, whose own corrections are read for nobody else")
     session: Name = ""
     strategy: StrategyName | None = Field(None, description="'weights': memory off; default: the recipe's")
@@ -91,10 +102,15 @@ class ChatRequest(RequestBody):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
     def notes(self) -> list[str]:
-        top_p = None if self.top_p == 1 else self.top_p
-        asked = {"temperature": self.temperature or None, "top_p": top_p, "seed": self.seed}
-        return [f"{name} has no effect: decoding is greedy" for name, value in asked.items() if value is not None]
+        sampled = {"top_p": self.top_p is not None and self.top_p < 1, "seed": self.seed is not None}
+        return [f"{name} has no effect without temperature" for name, given in sampled.items() if given] * (
+            not self.temperature
+        )
 
 
 class CitedLesson(BaseModel):
@@ -158,6 +174,7 @@ class FeedbackRequest(RequestBody):
     value: float | str = Field(description="rating: -1 to 1; correction: the right answer; comment: text")
     tags: list[str] = Field([], max_length=32)
     source: Name = Field("", description="who says it; default: the name of the key")
+    session: Name = Field("", description="a correction given here is read in this session alone")
     feedback_id: Identifier | None = None
 
     @field_validator("tags")
@@ -201,9 +218,28 @@ class LessonReply(BaseModel):
     date: str | None
 
 
+class LessonChange(RequestBody):
+    """``PATCH /v1/lessons/{lesson_id}``: what is left out stays; paraphrases are added to those that are there."""
+
+    answer: Annotated[str, Field(min_length=1, max_length=MAX_VALUE, pattern=r"\S")] | None = None
+    paraphrases: list[Annotated[str, Field(min_length=1, max_length=MAX_VALUE, pattern=r"\S")]] = Field(
+        [], max_length=64
+    )
+    feedback_id: Identifier | None = None
+    session: Name = ""
+
+    @model_validator(mode="after")
+    def _changes(self) -> Self:
+        if self.answer is None and not self.paraphrases:
+            raise ValueError("nothing to change: give answer, paraphrases or both")
+        return self
+
+
 class LessonPage(BaseModel):
     object: Literal["list"] = "list"
     data: list[LessonReply]
+    total: int = Field(description="lessons that match, on all pages")
+    has_more: bool
     lesson_seq: int
 
 
@@ -218,6 +254,45 @@ class ModelReply(BaseModel):
 class ModelPage(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelReply]
+
+
+class CheckReply(BaseModel):
+    name: str
+    value: float
+    low: float
+    margin: float
+    n: int
+    passed: bool
+
+
+class CycleReply(BaseModel):
+    """One decision of the gate; ``cycle`` is absent where a person decided."""
+
+    version: int
+    cycle: int | None
+    time: str
+    promoted: bool
+    champion: bool
+    reasons: list[str]
+    checks: list[CheckReply]
+
+
+class CyclePage(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[CycleReply]
+
+
+class ErrorInside(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorInside
 
 
 class LineageEvent(BaseModel):

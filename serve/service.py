@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.config import Recipe
 from pipeline.evaluate.protocol import prompt_messages
@@ -17,9 +19,12 @@ from pipeline.memory.store import LessonMemory
 from pipeline.memory.types import Viewer
 from pipeline.model.encoder import load_encoder
 from serve.auth import Gatekeeper
+from serve.canary import read_canary
 from serve.champion import ChampionLoader
+from serve.decode_loop import Served
 from serve.engine import BatchEngine, EngineRequest
 from serve.follower import ChampionFollower, LessonFollower, forever
+from serve.limits import RateLimiter
 from serve.metrics import Meters
 from serve.recorder import Recorder
 from serve.watermark import Watermark
@@ -40,6 +45,7 @@ class Service:
     lesson_follower: LessonFollower
     champion_follower: ChampionFollower
     meters: Meters
+    limiter: RateLimiter
     _background: list[asyncio.Task[None]] = field(default_factory=list)
     _exercise: asyncio.Task[None] | None = None
 
@@ -47,27 +53,39 @@ class Service:
     def open(cls, home: Home, recipe: Recipe, *, nodes: int = 1) -> Service:
         """Blocking: loads the champion and an empty memory. :meth:`start` fills the memory and begins to follow."""
         database = open_database(home.events_url, nodes=nodes)
-        log, meters = EventLog(database), Meters()
-        loader = ChampionLoader(home, database)
-        served = loader.first()
+        loader = ChampionLoader(home, database, recipe.serve)
+        return cls.assemble(home, recipe, EventLog(database), loader.first(), loader.current, loader.load)
+
+    @classmethod
+    def assemble(
+        cls,
+        home: Home,
+        recipe: Recipe,
+        log: EventLog,
+        served: Served,
+        current: Callable[[], tuple[int, int] | None],
+        load: Callable[[int, Served], Served],
+    ) -> Service:
+        """The parts around a model that is loaded; ``current`` and ``load`` say what to follow."""
+        meters, serve = Meters(), recipe.serve
         memory = LessonMemory(load_encoder(recipe.model.encoder), served.router or load_router(), recipe.memory)
-        serve = recipe.serve
-        engine = BatchEngine(
-            served, memory, recipe.memory, Watermark(), max_batch=serve.max_batch, batch_wait_ms=serve.batch_wait_ms
-        )
+        engine = BatchEngine(served, memory, recipe.memory, Watermark(), max_batch=serve.max_batch)
         poll_s = serve.poll_ms / 1000
+        champion_poll_s = max(poll_s, CHAMPION_POLL_S)
+        _watch(meters, engine)
         return cls(
             recipe=recipe,
             log=log,
             memory=memory,
             engine=engine,
             recorder=Recorder(log),
-            gatekeeper=Gatekeeper(KeyRing(database)),
+            gatekeeper=Gatekeeper(KeyRing(log.engine)),
             lesson_follower=LessonFollower(log, memory, engine, poll_s),
             champion_follower=ChampionFollower(
-                loader.current, loader.load, engine, meters, max(poll_s, CHAMPION_POLL_S)
+                current, load, engine, meters, champion_poll_s, partial(read_canary, home)
             ),
             meters=meters,
+            limiter=RateLimiter(serve.requests_per_minute / serve.replicas),
         )
 
     async def start(self) -> None:
@@ -111,3 +129,13 @@ class Service:
             self.engine.memory_thread, self.memory.read, [READY_QUESTION], [Viewer()]
         )
         await asyncio.gather(self.engine.answer(request), reading, asyncio.to_thread(self.log.head))
+
+
+def _watch(meters: Meters, engine: BatchEngine) -> None:
+    for name, about, value in (
+        ("agm_running_requests", "requests that decode now", lambda: engine.decoding.depth[0]),
+        ("agm_waiting_requests", "requests that wait for a row", lambda: engine.decoding.depth[1]),
+        ("agm_lesson_seq", "how far the event log has been followed", lambda: engine.followed.value),
+        ("agm_model_version", "the version that answers", lambda: engine.served.version),
+    ):
+        meters.watch(name, about, value)

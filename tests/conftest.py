@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The optional parts of a system that @pytest.mark.needs(...) names, and how to tell that one is there.
 PARTS: dict[str, Callable[[], bool]] = {
+    "chromium": lambda: shutil.which("chromium") is not None,
     "git": lambda: shutil.which("git") is not None,
     "make": lambda: shutil.which("make") is not None,
     "postgres": lambda: bool(shutil.which("initdb") or [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]),

@@ -105,10 +105,12 @@ def record_feedback(
     feedback_id: str | None = None,
     key: Key,
     source: str | None = None,
+    session: str = "",
 ) -> Receipt:
     """Record feedback on an answer and the lesson event that it causes, in one transaction.
 
-    ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment.
+    ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment. ``session``:
+    what a correction teaches is read in this session alone.
     Raises :class:`UnknownResponse`, or ``ValueError`` for a value that does not fit its kind.
     """
     checked = _checked_value(kind, value)
@@ -116,7 +118,8 @@ def record_feedback(
     if answered is None or answered.tenant != key.tenant:
         raise UnknownResponse(f"no answer with response_id {response_id!r} was given here")
     told = {name: answered.body.get(name) for name in ("model_version", "question", "answer", "lessons")}
-    place = _place(key, source or key.name, feedback_id, response_id)
+    scope: Scope | None = "session" if session else None
+    place = _place(key, source or key.name, feedback_id, response_id, scope, session)
     if kind == "rating" and "choice" in answered.body:
         told["choice"] = answered.body["choice"]
     feedback = NewEvent(kind="feedback", body={"kind": kind, "value": checked, "tags": list(tags), **told}, **place)
@@ -132,9 +135,13 @@ def record_lesson(
     key: Key,
     feedback_id: str | None = None,
     source: str | None = None,
+    session: str = "",
 ) -> Receipt:
-    """Record a lesson that was taught directly. Raises :class:`NotAllowed` for a scope beyond the key's role."""
-    place = _place(key, source or key.name, feedback_id, None, line.scope)
+    """Record a lesson that was taught directly. Raises :class:`NotAllowed` for a scope beyond the key's role.
+
+    ``session`` names the session of a lesson with scope ``session``.
+    """
+    place = _place(key, source or key.name, feedback_id, None, line.scope, session)
     body = {
         "op": "correct",
         "lesson_id": slot_id(key.tenant, place["scope"], place["scope_id"], line.question),
@@ -155,17 +162,54 @@ def retract_lesson(
     key: Key,
     feedback_id: str | None = None,
     source: str | None = None,
+    session: str = "",
 ) -> Receipt:
-    """Take a lesson back. An asker may take back only a lesson in the asker's own scope."""
-    history = log.by_lesson(key.tenant, lesson_id)
-    if not history:
-        raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
-    first, who = history[0], source or key.name
-    if not key.may("teach") and (first.scope, first.scope_id) != ("user", who):
-        raise NotAllowed(f"lesson {lesson_id!r} has scope {first.scope!r}: retracting it needs a key with role 'teach'")
+    """Take a lesson back. An asker may take back only a lesson of the asker's own scope."""
+    first, _, who = _history(log, lesson_id, key, source, session)
     place = _place(key, who, feedback_id, None) | {"scope": first.scope, "scope_id": first.scope_id}
     kept = {name: first.body.get(name) for name in ("question", "answer")}
     return _append(log, [NewEvent(kind="lesson", body={"op": "retract", "lesson_id": lesson_id, **kept}, **place)])
+
+
+def amend_lesson(
+    log: EventLog,
+    lesson_id: str,
+    *,
+    answer: str | None = None,
+    paraphrases: Sequence[str] = (),
+    key: Key,
+    feedback_id: str | None = None,
+    source: str | None = None,
+    session: str = "",
+) -> Receipt:
+    """Give a lesson another answer, more phrasings, or both; an asker may amend only a lesson of the own scope."""
+    first, last, who = _history(log, lesson_id, key, source, session)
+    if last.body["op"] == "retract":
+        raise UnknownLesson(f"lesson {lesson_id!r} has been taken back: teach it again")
+    place = _place(key, who, feedback_id, None) | {"scope": first.scope, "scope_id": first.scope_id}
+    told = {name: first.body.get(name) for name in ("question", "date")}
+    changed = {
+        "op": "correct",
+        "lesson_id": lesson_id,
+        **told,
+        "answer": answer or last.body["answer"],
+        "previous": last.body["answer"] if answer else None,
+        "paraphrases": list(paraphrases),
+    }
+    return _append(log, [NewEvent(kind="lesson", body=changed, **place)])
+
+
+def _history(log: EventLog, lesson_id: str, key: Key, source: str | None, session: str) -> tuple[Event, Event, str]:
+    """The lesson's first and last event and who is speaking, who may change the lesson."""
+    history, who = log.by_lesson(key.tenant, lesson_id), source or key.name
+    if not history:
+        raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
+    first = history[0]
+    own = {"user": who, "session": session}.get(first.scope, "")
+    if not key.may("teach") and not (own and own == first.scope_id):
+        raise NotAllowed(f"lesson {lesson_id!r} has scope {first.scope!r}: changing it needs a key with role 'teach'")
+    changing = [event for event in history if event.body["op"] != "rate"]
+    return first, changing[-1], who
 
 
 def _append(log: EventLog, events: list[NewEvent]) -> Receipt:
@@ -181,23 +225,30 @@ def _append(log: EventLog, events: list[NewEvent]) -> Receipt:
 
 
 def _place(
-    key: Key, source: str, feedback_id: str | None, response_id: str | None, asked: str | None = None
+    key: Key,
+    source: str,
+    feedback_id: str | None,
+    response_id: str | None,
+    asked: str | None = None,
+    session: str = "",
 ) -> dict[str, Any]:
     """The columns that say who spoke, and for whom it counts."""
     scope = _scope(key, asked)
+    if scope == "session" and not session:
+        raise ValueError("session: a lesson with scope 'session' needs the session's name")
     return {
         "source": source,
         "role": key.role,
         "tenant": key.tenant,
         "scope": scope,
-        "scope_id": source if scope == "user" else "",
+        "scope_id": {"user": source, "session": session}.get(scope, ""),
         "feedback_id": feedback_id or new_id("fb"),
         "response_id": response_id,
     }
 
 
 def _scope(key: Key, asked: str | None) -> Scope:
-    allowed: tuple[Scope, ...] = ("global", "user") if key.may("teach") else ("user",)
+    allowed: tuple[Scope, ...] = ("global", "user", "session") if key.may("teach") else ("user", "session")
     if asked is None:
         return allowed[0]
     if asked not in get_args(Scope):
@@ -228,7 +279,7 @@ def _lesson_body(
         own = slot_id(answered.tenant, place["scope"], place["scope_id"], question)
         return {
             "op": "correct",
-            "lesson_id": _cited(answered, CORRECTED_WEIGHT) or own,
+            "lesson_id": own if place["scope"] == "session" else _cited(answered, CORRECTED_WEIGHT) or own,
             "question": question,
             "answer": value,
             "previous": answered.body["answer"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     for name in ("AGM_EVENTS_URL", "AGM_MLFLOW_URI"):
         monkeypatch.delenv(name, raising=False)
     home = Home(tmp_path_factory.mktemp("home")).create()
-    recipe = Recipe().with_changes({"scaling.placement_timeout_s": 30.0})
+    recipe = Recipe().with_changes({"scaling.placement_timeout_s": 30.0, "serve.threads_per_replica": 1})
     database = open_database(home.events_url)
     registry, ring = Registry(home, database), KeyRing(database)
     registry.initialise()
@@ -205,10 +206,11 @@ def test_refusals_have_openais_form_and_say_what_to_change(
 def test_health_needs_no_key_and_the_page_is_whole(place: Place) -> None:
     assert httpx.get(place.url + "/healthz").status_code == 200
     assert httpx.get(place.url + "/readyz", timeout=60).json() == {"status": "ready", "model_version": 1}
-    page = httpx.get(place.url + "/").text
-    assert "/v1/chat/completions" in page
-    assert "https://" not in page
-    assert "http://" not in page
+    for part, kind in (("/", "text/html"), ("/page/style.css", "text/css"), ("/page/app.js", "text/javascript")):
+        page = httpx.get(place.url + part)
+        assert page.headers["content-type"].startswith(kind)
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert not re.search(r"https?://(?!www.w3.org/2000/svg)", page.text)
 
 
 def test_openais_own_client_works(place: Place) -> None:

@@ -17,36 +17,84 @@ from pipeline.memory.mixture import Mixture
 from pipeline.memory.router import LogOdds, Router
 from pipeline.memory.state import FEATURES
 from pipeline.memory.types import Reading, SlotWeight, Viewer
-from pipeline.model.answerer import Generation
-from serve.engine import BatchEngine, EngineAnswer, EngineRequest, Served, option_probabilities
+from pipeline.model.backbone import Prompt
+from serve.decode_loop import Served
+from serve.engine import BatchEngine, EngineAnswer, EngineRequest, option_probabilities
+from serve.running_batch import Sampling
 from serve.watermark import Watermark
 
 QUESTION = "Which city do Kazakhs call their capital?"
 SLOT = SlotWeight("les_1", "What is the capital of Kazakhstan?", "Astana", 0.4, 1.0, 0.8)
 
 
+class Saying:
+    """A text stream whose one token is the whole text."""
+
+    stopped = False
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def push(self, token: int) -> str:
+        return self.text
+
+    def finish(self) -> str:
+        return ""
+
+
 class Mixing:
     """Says the best copied answer with the share that it was given, or else "dunno"."""
 
+    end_token = 0
+    max_new_tokens = max_prompt_tokens = 50
+
     def __init__(self) -> None:
         self.mixtures: list[Mixture | None] = []
+        self.running: list[Mixture | None] = []
+        self.streams: list[Saying] = []
 
-    def generate(
+    def render(self, messages: Sequence[Message]) -> Prompt:
+        return Prompt((1,), (True,))
+
+    def rows(self) -> Mixing:
+        return self
+
+    def text_stream(self, stops: Sequence[str]) -> Any:
+        self.streams.append(Saying())
+        return self.streams[-1]
+
+    def has_room(self, prompts: Sequence[tuple[int, int]]) -> bool:
+        return True
+
+    def admit(
         self,
-        prompts: Sequence[list[Message]],
-        *,
-        max_new_tokens: int | None = None,
-        mixtures: Sequence[Mixture | None] | None = None,
-    ) -> list[Generation]:
-        given = list(mixtures or [None] * len(prompts))
-        self.mixtures += given
-        return [Generation(m.best if m else "dunno", 1, 1, True, copied=m.gate if m else 0.0) for m in given]
+        prompts: Sequence[Prompt],
+        limits: Sequence[int],
+        sampling: Sequence[Sampling],
+        mixtures: Sequence[Mixture | None],
+    ) -> list[int]:
+        self.mixtures += mixtures
+        self.running += mixtures
+        for stream, mixture in zip(self.streams[-len(prompts) :], mixtures, strict=True):
+            stream.text = mixture.best if mixture else "dunno"
+        return [1] * len(prompts)
+
+    def step(self) -> list[int]:
+        return [self.end_token] * len(self.running)
+
+    def copied(self, index: int) -> float:
+        mixture = self.running[index]
+        return mixture.gate if mixture else 0.0
+
+    def drop(self, index: int) -> None:
+        self.running[index] = self.running[-1]
+        del self.running[-1]
+
+    def clear(self) -> None:
+        self.running.clear()
 
     def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         return [[0.0 for _ in row] for row in options]
-
-    def prompt_tokens(self, messages: Sequence[Message]) -> int:
-        return 1
 
 
 class Undecided:
@@ -66,7 +114,7 @@ class Undecided:
 
 def answered(slot: SlotWeight, decoder: Mixing | None = None, **changes: Any) -> EngineAnswer:
     async def ask() -> EngineAnswer:
-        served = Served(decoder or Mixing(), 1, max_prompt_tokens=50)
+        served = Served(decoder or Mixing(), 1)
         engine = BatchEngine(served, Undecided(slot), MemorySettings(), Watermark())
         try:
             return await engine.answer(EngineRequest(prompt_messages(QUESTION), QUESTION, Viewer(), **changes))

@@ -1,0 +1,91 @@
+"""What the serving benchmarks share: a running endpoint, percentiles, the machine, and where results go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from jobs import credentials, local
+from jobs.initialise import initialise
+from pipeline.config import load_recipe
+from pipeline.home import Home
+
+RESULTS = Path(__file__).parent / "results"
+TOPICS = (
+    "the sea", "a lighthouse", "old maps", "winter", "a train", "bread", "the moon", "a clockmaker",
+    "rivers", "glass", "a market", "birds", "iron", "gardens", "a violin", "snow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    url: str
+    keys: dict[str, str]
+
+
+@contextmanager
+def serving(recipe: Path | None, changes: dict[str, Any]) -> Iterator[Place]:
+    """The endpoint as ``agm serve`` starts it, on a home of its own."""
+    from serve import deploy
+
+    settings = load_recipe(recipe).with_changes(changes)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Home(Path(folder) / "home").create()
+        with local.connect(home, settings):
+            initialise(home, settings)
+            try:
+                url = deploy.start(home, settings, port=0).url
+                keys = json.loads(credentials.path(home).read_text(encoding="utf-8"))
+                yield Place(url, keys)
+            finally:
+                deploy.stop()
+
+
+def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(milliseconds, n=100, method="inclusive")
+    return {"n": len(milliseconds), "p50": cuts[49], "p95": cuts[94], "max": max(milliseconds)}
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "cpus": psutil.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "load_before": os.getloadavg()[0],
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def keep(name: str, result: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def bars(name: str, title: str, unit: str, values: dict[str, float]) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 0.6 + 0.45 * len(values)))
+    drawn = axes.barh(list(values), list(values.values()), color="#2a6549")
+    axes.bar_label(drawn, fmt="%.0f", padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_title(title)
+    figure.tight_layout()
+    path = RESULTS / f"{name}.png"
+    figure.savefig(path, dpi=120)
+    return path

@@ -1,0 +1,75 @@
+"""``serve.yaml``, the file that ``serve deploy`` takes, read strictly: Ray ignores a key that it does not know."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.config import ConfigError, Recipe, Settings
+
+BUILDERS = {"serve.deploy:build_app": "/", "serve.deploy:build_sealer": None}
+
+
+class ServeArgs(Settings):
+    """What the replicas need; the typed argument of both builders. ``home`` is absolute."""
+
+    home: str
+    recipe: Recipe = Recipe()
+
+
+class HttpOptions(Settings):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    request_timeout_s: float = Field(60.0, gt=0)
+
+
+class ApplicationOptions(Settings):
+    name: str
+    import_path: Literal["serve.deploy:build_app", "serve.deploy:build_sealer"]
+    route_prefix: str | None = "/"
+    args: ServeArgs
+
+    @model_validator(mode="after")
+    def _prefix_fits(self) -> Self:
+        wanted = BUILDERS[self.import_path]
+        if self.route_prefix != wanted:
+            raise ValueError(f"route_prefix of {self.import_path} is {self.route_prefix!r}: write {wanted or 'null'}")
+        return self
+
+
+class ServeFile(Settings):
+    """The part of Ray's schema that this project uses."""
+
+    proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
+    http_options: HttpOptions = HttpOptions()
+    applications: list[ApplicationOptions] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if not any(application.route_prefix for application in self.applications):
+            raise ValueError("applications: none of them is serve.deploy:build_app, which answers")
+        timeout = self.answerer.args.recipe.serve.request_timeout_s
+        if self.http_options.request_timeout_s < timeout:
+            raise ValueError(
+                f"http_options.request_timeout_s = {self.http_options.request_timeout_s:g} would end requests before "
+                f"the recipe's serve.request_timeout_s = {timeout:g}: raise it"
+            )
+        return self
+
+    @property
+    def answerer(self) -> ApplicationOptions:
+        return next(application for application in self.applications if application.route_prefix)
+
+
+def load_serve_file(path: str | Path) -> ServeFile:
+    """Raises :class:`ConfigError`, which names every field that is wrong or unknown."""
+    try:
+        return ServeFile.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except ValidationError as error:
+        told = [f"{path}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("\n".join(told)) from None
