@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.model.backbone import Backbone, Batch, Prompt
 from pipeline.model.bundle import Bundle, BundleError
 from pipeline.model.memory_layer import MemoryPass, attached
+from pipeline.model.native_layer import Session, remembering
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Answerer:
         config = GenerationConfig(
             do_sample=False, max_new_tokens=limit, eos_token_id=backbone.end_token, pad_token_id=backbone.end_token
         )
-        with backbone.lock, attached(backbone.layers, memory):
+        with backbone.lock, attached(backbone.layers, memory), self._remembering(batch):
             output = backbone.model.generate(input_ids=batch.ids, attention_mask=batch.mask, generation_config=config)
         new = output[:, batch.ids.shape[1] :].tolist()
         slots = self._slots(memory, len(prompts))
@@ -87,6 +89,13 @@ class Answerer:
         if self.memory is None:
             return None
         return MemoryPass(self.memory, self.memory.values, span=batch.span)
+
+    def _remembering(self, batch: Batch) -> AbstractContextManager[Session | None]:
+        """With what the bundle's native memory layers were told; answering writes nothing."""
+        if not self.bundle.written:
+            return nullcontext()
+        session = Session.of(self.bundle.written, len(batch.ids), self.backbone.device)
+        return remembering(self.backbone.model, session.segment(writes=False, mask=batch.mask))
 
     def _slots(self, memory: MemoryPass | None, count: int) -> list[tuple[str, ...]]:
         if memory is None or memory.weights is None:
@@ -119,7 +128,7 @@ class Answerer:
         tokens = torch.tensor([row + [backbone.end_token] * (width - len(row)) for row in ids], device=backbone.device)
         valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids], device=backbone.device)
         memory = self.memory_pass(batch)
-        with backbone.lock, attached(backbone.layers, memory):
+        with backbone.lock, attached(backbone.layers, memory), self._remembering(batch) as session:
             first = backbone.model(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -131,6 +140,8 @@ class Answerer:
             if width > 1:
                 cache = first.past_key_values
                 cache.batch_select_indices(owner)
+                if session is not None:
+                    session.select(owner)
                 if memory is not None:
                     memory.span, memory.weights = None, memory.weights[owner] if memory.weights is not None else None
                 rest = backbone.model(
