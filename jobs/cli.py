@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "reliability, generality, locality and retention on your own lessons",
     "strategies": "which memory strategy answers what; fits the choice between them",
     "pretrain": "train the router on lessons of your own",
+    "recall": "train a decoder from nothing to recall from memory layers",
     "submit": "run a verb on the cluster: agm submit update ...",
     "status": "champion, events and the last verdicts",
     "report": "recompute every figure of a demo from its transcript",

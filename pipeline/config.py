@@ -54,6 +54,13 @@ class MemoryLayerSettings(Settings):
 
     key_layer: int = Field(4, ge=0, description="layer whose mean question state addresses the slots")
     value_layers: tuple[int, ...] = Field((12, 18, 24), min_length=1)
+    keys: Literal["states", "random", "kmeans", "product"] = Field(
+        "states",
+        description="where keys lie: on the whitened states of the lessons' own questions, or, as ablations, on the "
+        "nearest of `codes` random directions, k-means centres of replayed prompts, or products of half keys",
+    )
+    codes: int = Field(1024, ge=2, description="keys to choose from; for product keys, half keys: codes x codes keys")
+    scale: float = Field(1.0, gt=0, description="lambda: what the slots add is scaled by it")
     top_k: int = Field(4, ge=1)
     temperature: float = Field(0.02, gt=0, description="softmax temperature on cosine similarity")
     ridge: float = Field(0.1, gt=0, description="added to the whitening's eigenvalues, in units of their mean")
@@ -71,10 +78,20 @@ class MemoryLayerSettings(Settings):
         return self
 
 
+class RecallSettings(Settings):
+    """Episodes that teach a ``scratch:`` decoder to use its memory."""
+
+    pairs: tuple[int, ...] = Field((16, 64, 128), min_length=1, description="of an episode; epochs take turns")
+    overwritten: float = Field(0.25, ge=0, le=1, description="share of the keys that is told twice")
+    questions: int = Field(64, ge=1, description="asked of an episode, at most")
+    episodes: int = Field(320, ge=1, description="in an epoch, each drawn afresh")
+    write_cost: float = Field(0.1, ge=0, description="of a token's write rate: slots and their noise are not free")
+
+
 class TrainSettings(Settings):
     """One cycle of writing into the weights: theta <- theta + alpha * (error * input)."""
 
-    method: str = Field("memory", pattern=r"^(memory|full|upper:\d+)$")
+    method: str = Field("memory", pattern=r"^(memory|full|upper:\d+|recall)$")
     optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
     learning_rate: float = Field(0.2, gt=0)
     epochs: int = Field(24, ge=1, description="at most; training stops earlier at target_loss")
@@ -87,7 +104,9 @@ class TrainSettings(Settings):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
     seed: int = 0
+    decay: float = Field(1.0, gt=0, le=1, description="the last epoch's learning rate in units of the first's")
     memory: MemoryLayerSettings = MemoryLayerSettings()
+    recall: RecallSettings = RecallSettings()
 
 
 class ScalingSettings(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from pipeline.memory.mixture import CopyMixture, Mixture
 from pipeline.model.backbone import Backbone, Batch, Prompt
 from pipeline.model.bundle import Bundle, BundleError
 from pipeline.model.memory_layer import MemoryPass, attached
+from pipeline.model.native_layer import Session, remembering
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Answerer:
             do_sample=False, max_new_tokens=limit, eos_token_id=backbone.end_token, pad_token_id=backbone.end_token
         )
         processor = CopyMixture(mixtures, backbone.answer_ids, backbone.end_token, backbone.device)
-        with backbone.lock, attached(backbone.layers, memory):
+        with backbone.lock, attached(backbone.layers, memory), self._remembering(batch):
             output = backbone.model.generate(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -107,6 +109,13 @@ class Answerer:
         if self.memory is None:
             return None
         return MemoryPass(self.memory, self.memory.values, span=batch.span)
+
+    def _remembering(self, batch: Batch) -> AbstractContextManager[Session | None]:
+        """With what the bundle's native memory layers were told; answering writes nothing."""
+        if not self.bundle.written:
+            return nullcontext()
+        session = Session.of(self.bundle.written, len(batch.ids), self.backbone.device)
+        return remembering(self.backbone.model, session.segment(writes=False, mask=batch.mask))
 
     def _slots(self, memory: MemoryPass | None, count: int) -> list[tuple[str, ...]]:
         if memory is None or memory.weights is None:
@@ -139,7 +148,7 @@ class Answerer:
         tokens = torch.tensor([row + [backbone.end_token] * (width - len(row)) for row in ids], device=backbone.device)
         valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids], device=backbone.device)
         memory = self.memory_pass(batch)
-        with backbone.lock, attached(backbone.layers, memory):
+        with backbone.lock, attached(backbone.layers, memory), self._remembering(batch) as session:
             first = backbone.model(
                 input_ids=batch.ids,
                 attention_mask=batch.mask,
@@ -151,6 +160,8 @@ class Answerer:
             if width > 1:
                 cache = first.past_key_values
                 cache.batch_select_indices(owner)
+                if session is not None:
+                    session.select(owner)
                 if memory is not None:
                     memory.span, memory.weights = None, memory.weights[owner] if memory.weights is not None else None
                 rest = backbone.model(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config import ModelSettings
 from pipeline.evaluate.protocol import Message
 from pipeline.model.assets import backbone_folder, file_digest
+from pipeline.model.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Backbone:
 def backbone_location(base: str) -> Path | str:
     """What transformers loads for ``model.base``."""
     kind, _, name = base.partition(":")
-    return backbone_folder(base) if kind == "package" else name
+    folders = {"package": backbone_folder, "scratch": scratch_folder}
+    return folders[kind](base) if kind in folders else name
 
 
 def weights_digest(location: Path | str) -> str:

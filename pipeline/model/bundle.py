@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import Recipe, parse_recipe
 from pipeline.model.backbone import backbone_location, weights_digest
@@ -41,14 +41,21 @@ class Bundle:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # changed weights by parameter name
     memory: MemoryState | None = None
     router: dict[str, Tensor] = field(default_factory=dict)
+    written: dict[str, Tensor] = field(default_factory=dict)  # what native memory layers were told, one conversation
 
     @classmethod
     def initial(cls, recipe: Recipe) -> Bundle:
         return cls(recipe, weights_digest(backbone_location(recipe.model.base)))
 
+    def with_weights(self, model: nn.Module) -> Bundle:
+        """This bundle with every weight of ``model`` that was trained."""
+        changed = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+        return replace(self, tensors={**self.tensors, **changed})
+
     def _named_tensors(self) -> dict[str, Tensor]:
         named = {f"weights.{name}": tensor for name, tensor in self.tensors.items()}
         named |= {f"router.{name}": tensor for name, tensor in self.router.items()}
+        named |= {f"written.{name}": tensor for name, tensor in self.written.items()}
         if self.memory is not None:
             named |= {f"memory.{name}": tensor for name, tensor in self.memory.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(named.items())}
@@ -79,6 +86,7 @@ class Bundle:
         memory = None
         if header["memory"] is not None:
             kept: dict[str, Any] = header["memory"] | _under("memory.", named)
+            kept.setdefault("reach", torch.ones_like(kept["thresholds"]))  # before keys could come from a codebook
             memory = MemoryState(**kept | {name: tuple(kept[name]) for name in ("slots", "value_layers")})
         return cls(
             recipe=parse_recipe(header["recipe"], origin=str(folder / HEADER)),
@@ -89,6 +97,7 @@ class Bundle:
             tensors=_under("weights.", named),
             memory=memory,
             router=_under("router.", named),
+            written=_under("written.", named),
         )
 
 

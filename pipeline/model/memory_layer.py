@@ -1,4 +1,7 @@
-"""Memory layers: slots beside the MLP of a few decoder layers, read by equation 2, written by equation 3.
+"""Memory layers for lessons, injected into any backbone: slots beside the MLP of a few decoder layers.
+
+They are read by equation 2 and written by equation 3, by the update. (Decoders built from nothing have memory layers of
+their own, which are written while the model reads: ``native_layer.py``.)
 
 A prompt addresses the slots once, with the whitened mean of its question's states at an early layer; the slots'
 values are added to the residual stream of the later layers from the last prompt token on. The null slot is inside
@@ -14,6 +17,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.model.slots import slot_logits, slot_weights
 
 
 @dataclass(frozen=True)
@@ -35,9 +40,11 @@ class MemoryState:
     key_slots: Tensor  # (K,) the slot that each key opens
     thresholds: Tensor  # (K,) similarity below which the key yields to the null slot
     values: Tensor  # (L, S, d) zero until written
+    reach: Tensor  # (K,) similarity of each key to its own phrasing: 1, unless the keys come from a codebook
+    scale: float = 1.0  # lambda: what is read is scaled by it
 
     def tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "whiten", "keys", "key_slots", "thresholds", "values")
+        names = ("mean", "whiten", "keys", "key_slots", "thresholds", "values", "reach")
         return {name: getattr(self, name) for name in names}
 
     def header(self) -> dict[str, object]:
@@ -47,6 +54,7 @@ class MemoryState:
             "value_layers": list(self.value_layers),
             "top_k": self.top_k,
             "temperature": self.temperature,
+            "scale": self.scale,
         }
 
     def to(self, device: torch.device, dtype: torch.dtype) -> MemoryState:
@@ -60,16 +68,10 @@ class MemoryState:
         return nn.functional.normalize((states - self.mean) @ self.whiten, dim=-1)
 
     def read(self, queries: Tensor) -> Tensor:
-        """Equation 2, softmax(K.x / sqrt(d)) with a null slot: (batch, r) -> slot weights (batch, S).
-
-        Keys and queries have unit length, so ``temperature`` stands for the scale sqrt(d) / (|k| |x|). The null slot
-        has logit 0 and a key's logit is its similarity above its own threshold; a key below it weighs exactly 0.
-        """
-        logits = (queries @ self.keys.T - self.thresholds) / self.temperature  # (batch, K)
-        logits = logits.masked_fill(logits <= 0, float("-inf"))
+        """Equation 2 (``slots.py``) over the keys: (batch, r) -> slot weights (batch, S)."""
+        logits = slot_logits(queries @ self.keys.T, self.thresholds, self.temperature)  # (batch, K)
         top, index = logits.topk(min(self.top_k, logits.shape[1]), dim=-1)
-        null = torch.zeros_like(top[:, :1])
-        weights = torch.cat([null, top], dim=-1).softmax(dim=-1)[:, 1:]
+        weights = slot_weights(top)
         slots = torch.zeros(len(queries), len(self.slots), dtype=weights.dtype, device=weights.device)
         return slots.scatter_add_(1, self.key_slots[index], weights)
 
@@ -95,7 +97,8 @@ class MemoryPass:
         """Add the slots' values to an MLP output (batch, tokens, d), from the last prompt token on."""
         if self.weights is None or not bool(self.weights.any()):
             return output
-        read = (self.weights @ self.values[layer].to(self.weights.dtype)).to(output.dtype)  # (batch, d)
+        values = self.state.scale * self.values[layer].to(self.weights.dtype)
+        read = (self.weights @ values).to(output.dtype)  # (batch, d)
         first = output.shape[1] - 1 if self.span is not None else 0
         return torch.cat([output[:, :first], output[:, first:] + read[:, None]], dim=1)
 

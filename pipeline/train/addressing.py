@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from pipeline.config import MemoryLayerSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.backbone import Backbone
 from pipeline.model.memory_layer import MemoryState, span_mean
+from pipeline.model.product_keys import product_key, product_topk
+
+CODEBOOK_SEED = 0
+NEAREST = 0.9  # of what a key's own phrasing reaches: a key's threshold is never above it
 
 
 class _ReachedError(Exception):
@@ -55,18 +60,54 @@ def whitening(states: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     return mean, (vectors * scale) @ vectors.T  # turned back: eigenvectors alone are arbitrary where values coincide
 
 
-def null_thresholds(keys: Tensor, key_slots: Tensor, misses: Tensor, settings: MemoryLayerSettings) -> Tensor:
+def codebook(kind: str, states: Tensor, count: int) -> Tensor:
+    """Unit keys (count, r) that no lesson has chosen: random directions, or k-means centres of whitened states (n, r).
+
+    For ``product``, half keys (2, count, r / 2), each of length sqrt(1/2); an odd r leaves its last column out.
+    """
+    rank, generator = states.shape[1], torch.Generator().manual_seed(CODEBOOK_SEED)
+    if kind == "random":
+        return nn.functional.normalize(torch.randn(count, rank, generator=generator), dim=-1)
+    if kind == "kmeans":
+        return _centres(states, min(count, len(states)))
+    halves = torch.stack([_centres(half, min(count, len(states))) for half in states.split(rank // 2, dim=1)[:2]])
+    return halves * 0.5**0.5
+
+
+def _centres(states: Tensor, count: int) -> Tensor:
+    """k-means centres of (n, r), of unit length."""
+    found = KMeans(count, n_init=1, random_state=CODEBOOK_SEED).fit(states.numpy())
+    return nn.functional.normalize(torch.from_numpy(found.cluster_centers_).to(states), dim=-1)
+
+
+def choose_keys(queries: Tensor, misses: Tensor, settings: MemoryLayerSettings) -> Tensor:
+    """The key (n, r) of each unit query (n, r): the query itself, or the nearest key of a codebook."""
+    if settings.keys == "states":
+        return queries
+    codes = codebook(settings.keys, misses, settings.codes)
+    if settings.keys != "product":
+        return codes[(queries @ codes.T).argmax(-1)]
+    even = queries.shape[1] // 2 * 2
+    _, slots = product_topk(queries[:, :even], codes, 1)
+    return nn.functional.pad(product_key(slots[:, 0], codes), (0, queries.shape[1] - even))
+
+
+def null_thresholds(
+    keys: Tensor, key_slots: Tensor, misses: Tensor, settings: MemoryLayerSettings, reach: Tensor | float = 1.0
+) -> Tensor:
     """How close a query must come to each key (K,) before the null slot yields.
 
     A key's threshold is the ``null_quantile`` of its similarity to near-misses: replayed prompts (n, r) and the
-    other slots' own phrasings. It is at least ``null_floor`` and stays below what the key's own phrasing reaches (1).
+    other slots' own phrasings. It is at least ``null_floor`` and stays below what the key's own phrasing reaches, both
+    in units of that: ``reach`` (K,), 1 where the key is its phrasing's state.
     """
     similar = keys @ torch.cat([misses, keys]).T  # (K, n + K)
-    own = torch.cat(
+    same = torch.cat(
         [torch.zeros(len(keys), len(misses), dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1
     )
-    similar = similar.masked_fill(own, -1.0)
-    return similar.quantile(settings.null_quantile, dim=-1).clamp(min=settings.null_floor, max=0.9)
+    reach = torch.as_tensor(reach).expand(len(keys))
+    missed = similar.masked_fill(same, -1.0).quantile(settings.null_quantile, dim=-1)
+    return missed.maximum(settings.null_floor * reach).minimum(NEAREST * reach)
 
 
 def place_keys(
@@ -91,7 +132,10 @@ def place_keys(
     kept = tuple(slot for slot in before.slots if slot not in set(new)) if before else ()
     slots = kept + new
     number = {slot: i for i, slot in enumerate(slots)}
-    keys = nn.functional.normalize((phrasing_states - mean) @ whiten, dim=-1)
+    queries = nn.functional.normalize((phrasing_states - mean) @ whiten, dim=-1)
+    misses = nn.functional.normalize((replay_states - mean) @ whiten, dim=-1)
+    keys = choose_keys(queries, misses, settings)
+    reach = (queries * keys).sum(-1)
     key_slots = torch.tensor([number[slot] for slot in phrasing_slots])
     values = torch.zeros(len(settings.value_layers), len(slots), phrasing_states.shape[1])
     if before is not None and kept:
@@ -99,10 +143,10 @@ def place_keys(
             [before.slots[i] in number and before.slots[i] not in new for i in before.key_slots.tolist()]
         )
         keys = torch.cat([before.keys[stays], keys])
+        reach = torch.cat([before.reach[stays], reach])
         old = torch.tensor([number[before.slots[i]] for i in before.key_slots[stays].tolist()], dtype=torch.long)
         key_slots = torch.cat([old, key_slots])
         values[:, : len(kept)] = before.values[:, [before.slots.index(slot) for slot in kept]]
-    misses = nn.functional.normalize((replay_states - mean) @ whiten, dim=-1)
     return MemoryState(
         slots=slots,
         key_layer=settings.key_layer,
@@ -113,6 +157,8 @@ def place_keys(
         whiten=whiten,
         keys=keys,
         key_slots=key_slots,
-        thresholds=null_thresholds(keys, key_slots, misses, settings),
+        thresholds=null_thresholds(keys, key_slots, misses, settings, reach),
         values=values,
+        scale=settings.scale,
+        reach=reach,
     )

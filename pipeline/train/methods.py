@@ -3,13 +3,14 @@
 ``memory``    the values of the new slots of the memory layers; everything else stays bit-identical
 ``upper:<n>`` all weights of the last n decoder layers
 ``full``      all weights
+``recall``    all weights of a ``scratch:`` decoder, on episodes that teach it to use its memory (``recall.py``)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from pipeline.model.bundle import Bundle
 from pipeline.model.memory_layer import MemoryPass, MemoryState
 from pipeline.train.addressing import place_keys, question_states
 from pipeline.train.dataset import TrainingSet
+from pipeline.train.learner import Learner, Method, Share
+from pipeline.train.recall import RecallMethod
 from pipeline.train.sequences import (
     Continuation,
     PrefixCache,
@@ -35,33 +38,35 @@ REPLAY_TOKENS = 8  # of the champion's own answer, along which a replayed prompt
 
 
 @dataclass(frozen=True)
-class Task:
+class LessonTask:
     """One training sequence: a lesson to learn, or a replayed prompt to leave as it is."""
 
     sequence: Continuation
     replayed: bool
     index: int  # of its row of slot weights
 
+    @property
+    def tokens(self) -> int:
+        return len(self.sequence.target)
 
-class Learner(nn.Module):
-    """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what the update writes."""
 
-    def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
+class LessonLearner(Learner):
+    """Cross-entropy on lessons plus KL(champion || challenger) on replayed prompts."""
+
+    def logits(self, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
         raise NotImplementedError
 
-    def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
+    def champion_logits(self, tasks: Sequence[LessonTask]) -> Tensor:
         raise NotImplementedError
 
-    def forward(self, tasks: Sequence[Task], replay_weight: float) -> Tensor:
-        """Cross-entropy on lessons plus KL(champion || challenger) on replayed prompts, summed over tokens."""
-        anchor = torch.stack([parameter.sum() for parameter in self.parameters() if parameter.requires_grad]).sum() * 0
+    def forward(self, tasks: Sequence[LessonTask], replay_weight: float) -> Tensor:
         if not tasks:
-            return anchor  # a rank without work still takes part in the all-reduce
+            return self.anchor()
         logits, targets = self.logits(tasks)
         log_p = logits.float().log_softmax(-1)
         learned = -log_p.gather(-1, targets.ids[..., None])[..., 0]  # (batch, width)
         replayed = torch.tensor([task.replayed for task in tasks], device=logits.device)
-        loss = (learned * targets.valid * ~replayed[:, None]).sum() + anchor
+        loss = (learned * targets.valid * ~replayed[:, None]).sum() + self.anchor()
         if bool(replayed.any()) and replay_weight > 0:
             chosen = [task for task in tasks if task.replayed]
             with torch.no_grad():
@@ -70,20 +75,6 @@ class Learner(nn.Module):
             kl = (log_q.exp() * (log_q - log_p[replayed][:, :width])).sum(-1)
             loss = loss + replay_weight * (kl * targets.valid[replayed][:, :width]).sum()
         return loss
-
-
-class Method(Protocol):
-    """Prepared once per worker, then asked for tasks, the learner and what the learner has become."""
-
-    learner: Learner
-    tasks: list[Task]
-    replay_tasks: list[Task]
-
-    def result(self) -> Bundle: ...
-
-
-Share = Callable[[Callable[[Sequence[str]], Any], Sequence[str]], list[Any]]
-"""Runs a function over this rank's part of a list and returns every rank's results in the list's order."""
 
 
 def replay_sequences(answerer: Answerer, questions: Sequence[str], share: Share) -> list[Continuation]:
@@ -96,7 +87,7 @@ def replay_sequences(answerer: Answerer, questions: Sequence[str], share: Share)
     return [lesson_sequence(answerer.backbone, q, text) for q, text in zip(questions, texts, strict=True)]
 
 
-class MemoryLearner(Learner):
+class MemoryLearner(LessonLearner):
     """Parameters: the values of the new slots, (L, new slots, d), born at zero."""
 
     def __init__(
@@ -116,23 +107,32 @@ class MemoryLearner(Learner):
     def values(self) -> Tensor:
         return torch.cat([cast(Tensor, self.old_values), self.new_values], dim=1)
 
-    def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
+    def logits(self, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
         weights = self._weights[0][[task.index for task in tasks]]
         memory = MemoryPass(self._state[0], self.values(), weights=weights, addressed=True)
         return self._run(tasks, memory)
 
-    def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
+    def champion_logits(self, tasks: Sequence[LessonTask]) -> Tensor:
         old, weights = self._champion
         if old is None or weights is None:
             return self._run(tasks, None)[0]
         memory = MemoryPass(old, old.values, weights=weights[[task.index for task in tasks]], addressed=True)
         return self._run(tasks, memory)[0]
 
-    def _run(self, tasks: Sequence[Task], memory: MemoryPass | None) -> tuple[Tensor, Targets]:
+    def _run(self, tasks: Sequence[LessonTask], memory: MemoryPass | None) -> tuple[Tensor, Targets]:
         return logits_after_prefix(self._backbone[0], self._prefixes, [task.sequence for task in tasks], memory)
 
 
-class MemoryMethod:
+class LessonMethod:
+    """Every epoch takes all lessons."""
+
+    tasks: list[LessonTask]
+
+    def tasks_of(self, epoch: int) -> list[LessonTask]:
+        return self.tasks
+
+
+class MemoryMethod(LessonMethod):
     """Writes only the values of new slots: theta <- theta + alpha * (error * input), input = the slot's weight."""
 
     def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
@@ -147,12 +147,12 @@ class MemoryMethod:
         weights = self.state.read(self.state.address(states))  # (items + replay, S)
         read_before = before.read(before.address(states)) if before else None
         sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
-        self.tasks = [Task(s, False, i) for i, s in enumerate(sequences)]
+        self.tasks = [LessonTask(s, False, i) for i, s in enumerate(sequences)]
         # Replayed prompts that fall to the null slot, now as before, cannot move: there is nothing to hold.
         moves = weights.any(-1) if read_before is None else weights.any(-1) | read_before.any(-1)
         active = [i for i in range(len(data.replay)) if settings.replay_ratio > 0 and bool(moves[count + i])]
         held = replay_sequences(answerer, [data.replay[i] for i in active], share)
-        self.replay_tasks = [Task(s, True, count + i) for i, s in zip(active, held, strict=True)]
+        self.replay_tasks = [LessonTask(s, True, count + i) for i, s in zip(active, held, strict=True)]
         placed = self.state.to(backbone.device, next(backbone.model.parameters()).dtype)
         weights = weights.to(backbone.device, placed.values.dtype)
         if read_before is not None:
@@ -166,7 +166,7 @@ class MemoryMethod:
         return replace(self.answerer.bundle, memory=memory)
 
 
-class DenseLearner(Learner):
+class DenseLearner(LessonLearner):
     """Parameters: the trained part of the backbone itself; the champion is a second, frozen one."""
 
     def __init__(self, backbone: Backbone, champion: Answerer) -> None:
@@ -174,15 +174,15 @@ class DenseLearner(Learner):
         self.model = backbone.model
         self._backbone, self._champion = (backbone,), (champion,)
 
-    def logits(self, tasks: Sequence[Task]) -> tuple[Tensor, Targets]:
+    def logits(self, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
         return logits_of_whole(self.model, self._backbone[0], [task.sequence for task in tasks])
 
-    def champion_logits(self, tasks: Sequence[Task]) -> Tensor:
+    def champion_logits(self, tasks: Sequence[LessonTask]) -> Tensor:
         frozen = self._champion[0].backbone
         return logits_of_whole(frozen.model, frozen, [task.sequence for task in tasks])[0]
 
 
-class DenseMethod:
+class DenseMethod(LessonMethod):
     """Trains ordinary weights: the last n decoder layers, or all of them."""
 
     def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
@@ -193,17 +193,18 @@ class DenseMethod:
         trained.requires_grad_(True)
         self.backbone = backbone
         sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
-        self.tasks = [Task(s, False, i) for i, s in enumerate(sequences)]
+        self.tasks = [LessonTask(s, False, i) for i, s in enumerate(sequences)]
         wanted = min(len(data.replay), round(settings.replay_ratio * len(data.items)))
         held = replay_sequences(answerer, data.replay[:wanted], share)
-        self.replay_tasks = [Task(s, True, i) for i, s in enumerate(held)]
+        self.replay_tasks = [LessonTask(s, True, i) for i, s in enumerate(held)]
         self.learner: Learner = DenseLearner(backbone, answerer)
 
     def result(self) -> Bundle:
-        changed = {name: p.detach().cpu() for name, p in self.backbone.model.named_parameters() if p.requires_grad}
-        return replace(self.answerer.bundle, tensors={**self.answerer.bundle.tensors, **changed})
+        return self.answerer.bundle.with_weights(self.backbone.model)
 
 
 def build_method(answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> Method:
+    if settings.method == "recall":
+        return RecallMethod(answerer, settings)
     kind = MemoryMethod if settings.method == "memory" else DenseMethod
     return kind(answerer, data, settings, share)

@@ -23,7 +23,8 @@ from pipeline.home import worker_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet
-from pipeline.train.methods import Method, Share, Task, build_method
+from pipeline.train.learner import Method, Share, Task
+from pipeline.train.methods import build_method
 
 BUNDLE_FOLDER, TRAINER_FILE = "bundle", "trainer.pt"
 
@@ -69,9 +70,11 @@ def run_epoch(
     """One pass over all phrasings with replayed prompts mixed in; returns mean loss per target token, and tokens."""
     total, tokens = 0.0, 0
     rank, world = _rank_and_world()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(settings, epoch)
     for batch in epoch_batches(method, settings, epoch):
         mine = batch[rank::world]
-        count = sum(len(task.sequence.target) for task in batch)
+        count = sum(task.tokens for task in batch)
         with _autocast():
             loss = learner(mine, settings.replay_weight)
         # DDP averages over the ranks; the sum over all ranks divided by all target tokens is what is wanted.
@@ -83,13 +86,18 @@ def run_epoch(
     return _sum_over_ranks(total) / max(tokens, 1), tokens
 
 
+def learning_rate(settings: TrainSettings, epoch: int) -> float:
+    """Falls in a straight line to ``decay`` of itself: a function of the epoch alone, so that a resumed run goes on."""
+    return settings.learning_rate * (1 - (1 - settings.decay) * epoch / max(1, settings.epochs - 1))
+
+
 def epoch_batches(method: Method, settings: TrainSettings, epoch: int) -> Iterator[list[Task]]:
     """The same shuffled global batches on every rank, a function of seed and epoch alone."""
     generator = random.Random(f"{settings.seed}/{epoch}")
-    wanted = round(settings.replay_ratio * len(method.tasks))
-    pool = method.replay_tasks
+    tasks, pool = method.tasks_of(epoch), method.replay_tasks
+    wanted = round(settings.replay_ratio * len(tasks))
     replayed = generator.sample(pool, wanted) if wanted < len(pool) else list(pool)
-    mixed = [*method.tasks, *replayed]
+    mixed = [*tasks, *replayed]
     generator.shuffle(mixed)
     for start in range(0, len(mixed), settings.batch_size):
         yield mixed[start : start + settings.batch_size]

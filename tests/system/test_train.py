@@ -20,6 +20,7 @@ from pipeline.evaluate.protocol import prompt_messages
 from pipeline.home import Home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
+from pipeline.train.dataset import TrainingSet
 from pipeline.train.fit import FitResult, fit
 from pipeline.train.placement import ShortageError, require_room
 from tests.tiny import LESSONS, UNRELATED, tiny_recipe, tiny_training_set
@@ -112,6 +113,20 @@ def training_processes() -> list[psutil.Process]:
 def test_the_same_name_returns_the_finished_run(home: Home, recipe: Recipe, champion: Path, by_two: Bundle) -> None:
     again = Bundle.load(train(home, recipe, champion, "two").bundle)
     assert again.digest() == by_two.digest()
+
+
+def test_a_decoder_from_nothing_trains_in_the_same_train_function(home: Home, tmp_path: Path) -> None:
+    """Two workers; every weight of the decoder is the update, and the first steps already lower the loss of chance."""
+    changes = {"model.base": "scratch:tiny", "model.device": "cpu", "train.method": "recall", "train.epochs": 6}
+    changes |= {"train.learning_rate": 3e-3, "train.recall.pairs": (8,), "train.recall.episodes": 64}
+    recipe = Recipe().with_changes(changes | {"scaling.nice": 0})
+    Bundle.initial(recipe).save(tmp_path)
+    found = fit(home, recipe, name="recall", champion=tmp_path, data=TrainingSet((), ()), through_seq=0, cycle=0)
+    assert found.metrics["epoch"] == 6
+    assert found.metrics["loss"] < 5.545  # log 256
+    trained, untrained = (Answerer.load(Bundle.load(folder)).backbone.model for folder in (found.bundle, tmp_path))
+    moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), untrained.parameters(), strict=True)]
+    assert all(moved)
 
 
 def test_a_shortage_is_named(home: Home) -> None:

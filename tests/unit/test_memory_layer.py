@@ -62,6 +62,7 @@ def random_state(seed: int, keys: int, slots: int, rank: int, top_k: int) -> Mem
         key_slots=torch.randint(slots, (keys,), generator=generator),
         thresholds=torch.rand(keys, generator=generator) * 0.9,
         values=torch.zeros(1, slots, rank),
+        reach=torch.ones(keys),
     )
 
 
@@ -267,3 +268,39 @@ def test_a_corrected_slot_is_replaced(answerer: Answerer, state: MemoryState) ->
     assert after.key_slots.tolist() == [0, 1, 2, 3]
     assert torch.equal(after.values[:, :3], before.values[:, kept])
     assert after.values[:, 3].count_nonzero() == 0
+
+
+# ablations of key placement, and lambda
+
+
+@pytest.mark.parametrize("kind", ["random", "kmeans", "product"])
+def test_keys_from_a_codebook_answer_to_their_own_question(kind: str) -> None:
+    """As far as they can: a key's threshold is below what its own phrasing reaches, and above nothing else's doing."""
+    generator = torch.Generator().manual_seed(0)
+    states, replay = torch.randn(6, 9, generator=generator), torch.randn(80, 9, generator=generator)
+    layers = MemoryLayerSettings(keys=kind, codes=40, null_quantile=0.5, null_floor=0.0)  # type: ignore[arg-type]
+    slots = [f"les_{number}" for number in range(6)]
+    state = place_keys(None, states, slots, replay, layers)
+    queries = state.address(states)
+    assert not torch.allclose(state.keys, queries, atol=0.1)
+    torch.testing.assert_close((queries * state.keys).sum(-1), state.reach)
+    assert bool((state.thresholds <= 0.9 * state.reach + 1e-6).all())
+    weights = state.read(queries)
+    same_key = (state.keys[:, None] == state.keys[None]).all(-1).float()
+    assert bool(((weights @ same_key).diagonal() > 0).all())
+    later = place_keys(state, states[:1] + 1, ["les_new"], replay, layers)
+    assert torch.equal(later.reach[:6], state.reach)
+
+
+def test_lambda_scales_what_is_read(answerer: Answerer, state: MemoryState) -> None:
+    """Half the scale on twice the values is the same answer; without values it is none."""
+    full = written(state)
+    half = replace(full, values=full.values * 2, scale=0.5)
+    output = torch.randn(4, 3, WIDTH, generator=torch.Generator().manual_seed(0))
+    weights = state.read(state.address(question_states(answerer.backbone, QUESTIONS, state.key_layer)))
+    read = [
+        MemoryPass(s, s.values, weights=weights, addressed=True).write_into(output, layer=0)
+        for s in (full, half, replace(full, scale=0.5))
+    ]
+    torch.testing.assert_close(read[0], read[1])
+    torch.testing.assert_close(read[2] - output, (read[0] - output) / 2, rtol=1e-3, atol=1e-5)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
-from pipeline.model.bundle import HEADER, TENSORS, Bundle, BundleError
+from pipeline.model.bundle import HEADER, TENSORS, Bundle, BundleError, tensors_digest
 from pipeline.train.addressing import place_keys, question_states
 from tests.tiny import LESSONS, REPLAY, tiny_model
 
@@ -137,3 +137,17 @@ def test_a_batch_answers_as_one_by_one(base: Answerer) -> None:
     prompts = [prompt_messages(question) for question in (*QUESTIONS, *REPLAY)]
     together = base.generate(prompts)
     assert [g.text for g in together] == [base.generate([prompt])[0].text for prompt in prompts]
+
+
+def test_a_bundle_from_before_lambda_and_codebooks_reads_as_it_did(bundle: Bundle, tmp_path: Path) -> None:
+    """Without the new fields: scale 1, and every key on its phrasing's own state."""
+    bundle.save(tmp_path)
+    header, tensors = json.loads((tmp_path / HEADER).read_text()), load_file(tmp_path / TENSORS)
+    del header["memory"]["scale"], tensors["memory.reach"]
+    save_file(tensors, tmp_path / TENSORS)
+    (tmp_path / HEADER).write_text(json.dumps(header | {"tensors_digest": tensors_digest(tensors)}))
+    found = Bundle.load(tmp_path)
+    assert found.memory is not None
+    assert bundle.memory is not None
+    assert found.memory.scale == 1.0
+    torch.testing.assert_close(found.memory.reach, bundle.memory.reach)

@@ -15,7 +15,8 @@ from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import BundleError
 from pipeline.train.dataset import TrainingSet
-from pipeline.train.methods import DenseMethod, MemoryMethod, Method, Task, build_method
+from pipeline.train.learner import Method
+from pipeline.train.methods import DenseMethod, LessonTask, MemoryMethod, build_method
 from pipeline.train.worker import build_optimizer, epoch_batches, run_epoch
 from tests.tiny import LESSONS, REPLAY, UNRELATED, tiny_training_set
 
@@ -144,9 +145,9 @@ def test_changed_tensors_that_do_not_fit_are_refused(recipe: Recipe, base: Answe
 
 def fake_method(lessons: int, replayed: int) -> Any:
     def tasks(count: int, replay: bool) -> list[Any]:
-        return [Task(None, replay, number) for number in range(count)]  # type: ignore[arg-type]
+        return [LessonTask(None, replay, number) for number in range(count)]  # type: ignore[arg-type]
 
-    return SimpleNamespace(tasks=tasks(lessons, False), replay_tasks=tasks(replayed, True))
+    return SimpleNamespace(tasks_of=lambda _epoch: tasks(lessons, False), replay_tasks=tasks(replayed, True))
 
 
 def test_batches_are_a_function_of_seed_and_epoch() -> None:

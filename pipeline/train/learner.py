@@ -1,0 +1,43 @@
+"""What the train function trains: a method, its learner, and the tasks that a step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.bundle import Bundle
+
+
+class Task(Protocol):
+    """One unit of a batch."""
+
+    @property
+    def tokens(self) -> int:
+        """Targets in it: a batch's loss is the sum over tasks divided by the sum of these."""
+        ...
+
+
+class Learner(nn.Module):
+    """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what training writes."""
+
+    def anchor(self) -> Tensor:
+        """Zero, as a function of every trained parameter: a rank without work still takes part in the all-reduce."""
+        return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+
+
+class Method(Protocol):
+    """Prepared once per worker, then asked for tasks, the learner and what the learner has become."""
+
+    learner: Learner
+    replay_tasks: list[Any]
+
+    def tasks_of(self, epoch: int) -> list[Any]: ...
+
+    def result(self) -> Bundle: ...
+
+
+Share = Callable[[Callable[[Sequence[str]], Any], Sequence[str]], list[Any]]
+"""Runs a function over this rank's part of a list and returns every rank's results in the list's order."""
