@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs import evaluate, pretrain
 from jobs.initialise import initialise
@@ -35,6 +36,7 @@ def files(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def answers_of_these_tests_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGM_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
 
 
 def run(files: Path, *arguments: str) -> Result:
@@ -46,7 +48,7 @@ def run(files: Path, *arguments: str) -> Result:
 
 def test_a_file_is_measured_without_a_home(home_root: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, probes = str(files / "tiny.yaml"), str(files / "probes.jsonl")
-    found = run(files, "--recipe", recipe, "--probes", probes, "--lengths", "1,3")
+    found = run(files, "--recipe", recipe, "--probes", probes, "--lengths", "1,3", "--shuffles", "1", "--subtests", "1")
     assert list(found.systems) == ["memory", "uncorrected", "exact_match", "tfidf", "subject_index", "rag", "grace"]
     assert list(found.systems["memory"]) == ["1", "3"]
     last = found.systems["memory"]["3"]
