@@ -156,11 +156,14 @@ class Workshop:
     count: int = 300  # lessons that each sub-test is made of, at each length
 
     @cached_property
+    def _relations(self) -> Relations:
+        return Relations(self.lines)
+
+    @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        relations = Relations(self.lines)
         found = []
         for number, line in enumerate(self.lines):
-            subject, relation = told_subject(line), relations.of(line)
+            subject, relation = told_subject(line), self._relations.of(line)
             if subject and relation and line.question.count(subject) == 1:
                 found.append(Entry(number, subject, line.question.replace(subject, "{}"), relation))
         return tuple(found)
@@ -268,8 +271,8 @@ class Workshop:
 
     def _other_answer(self, line: LessonLine, number: int) -> str | None:
         """Another lesson's answer; of one that asks for the same kind of thing, where that is known."""
-        relation = self._by_number[number].relation if number in self._by_number else None
-        alike = [self.lines[entry.number].answer for entry in self.entries if entry.relation == relation]
+        relation = self._relations.of(line)
+        alike = [other.answer for other in self.lines if relation and self._relations.of(other) == relation]
         draw = drawn(self.seed, "overwrite", number)
         known = (line.answer, line.previous or "")
         for pool in (alike, [other.answer for other in self.lines]):

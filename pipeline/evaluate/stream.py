@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
@@ -61,8 +62,11 @@ class Course:
     def until(self, limit: int | None) -> Course | None:
         """The course as far as a system with a limit goes; ``None`` where even the first length is beyond it."""
         lengths = tuple(length for length in self.lengths if limit is None or length <= limit)
+        if lengths == self.lengths:
+            return self
         return Course(self.lines, self.order, lengths, self.probes, self.workshop) if lengths else None
 
+    @cached_property
     def work(self) -> int:
         """Lessons to teach and questions to ask, as :func:`play` counts them; second corrections are not foreseen."""
         exams = [list(self.exam(length).asked()) for length in self.lengths]

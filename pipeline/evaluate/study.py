@@ -110,7 +110,7 @@ def run(
     folder = kept / _digest({**study.asked_for(), "model": bench.identity, "code": code}) if kept else None
     courses = study.courses()
     steps = list(_steps(study, courses))
-    bar = _Bar(sum(course.work() for _, _, course in steps), progress)
+    bar = _Bar(sum(course.work for _, _, course in steps), progress)
     played: dict[str, list[Played]] = {name: [] for name in study.systems}
     for name, number, course in steps:
         bar.doing(f"{name}, order {number + 1} of {len(courses)}" if len(courses) > 1 else name)
@@ -123,7 +123,7 @@ def run(
             system = SYSTEMS[name](bench)
             found = play(course, system, bench.uncorrected, first_token=bench.first_token, timing=timing, told=bar.told)
             _write(file, found)
-        bar.finished(course.work())
+        bar.finished(course.work)
         played[name].append(found)
     bar.doing("noise floor")
     floor = _floor(folder, bench, study)

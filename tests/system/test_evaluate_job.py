@@ -57,7 +57,7 @@ def test_a_file_is_measured_without_a_home(home_root: Path, files: Path, capsys:
     assert found.systems["uncorrected"]["3"]["reliability"].value == 0
     assert found.measures["probes"] == 3
     assert (files / "out" / "result.risk.png").exists()
-    screen = capsys.readouterr().out
+    screen = " ".join(capsys.readouterr().out.split())
     assert all(title in screen for title in ("Corrections", "What has to stay", "memory against others", "Cost"))
     assert not home_root.exists()
 

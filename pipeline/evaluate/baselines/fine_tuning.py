@@ -1,11 +1,11 @@
 """Lessons written into ordinary weights by gradient steps: what most people try first.
 
 ``fine_tuning``          each lesson as it comes, until it is learned; nothing is rehearsed
-``replay_fine_tuning``   the whole log anew, from the uncorrected weights, whenever questions are asked
+``replay_fine_tuning``   the whole log anew, from the uncorrected weights, after every batch of lessons
 ``lora_replay``          the same, into low-rank maps beside the frozen weights (Hu et al. 2022)
 
-The last two learn the log as it stands when they are next asked: an update after each lesson would end in the same
-place after many times the work.
+A stream hands all lessons between two exams over as one batch, so that the last two are spared an update after each
+lesson, which would end in the same place after many times the work.
 """
 
 from __future__ import annotations
@@ -97,20 +97,10 @@ class ReplayFineTuning(_Trained):
     def __init__(self, answerer: Answerer) -> None:
         super().__init__(answerer)
         self._log: dict[str, LessonLine] = {}
-        self._behind = False
 
     def teach(self, lines: Sequence[LessonLine]) -> None:
         self._log |= {question_key(line.question): line for line in lines}
-        self._behind = True
-
-    def ask(self, questions: Sequence[str]) -> list[Reply]:
-        if self._behind:
-            self._start()
-            self._learn()
-            self._behind = False
-        return super().ask(questions)
-
-    def _learn(self) -> None:
+        self._start()
         optimizer = torch.optim.AdamW(self._parameters, lr=self.rate, weight_decay=0.0)
         sequences = [lesson_sequence(self._backbone, line.question, line.answer) for line in self._log.values()]
         draw = random.Random(SEED)
