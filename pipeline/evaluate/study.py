@@ -16,7 +16,7 @@ from pipeline.evaluate.answers import CachedGenerator
 from pipeline.evaluate.harder import Workshop
 from pipeline.evaluate.load import machine, revision
 from pipeline.evaluate.result import Result
-from pipeline.evaluate.stream import Course, Played, Timing, noise_floor, order, play
+from pipeline.evaluate.stream import Course, Played, Timing, Told, noise_floor, order, play
 from pipeline.evaluate.summary import summarise
 from pipeline.evaluate.systems import LIMITED, SYSTEMS, Bench
 from pipeline.model.assets import file_digest
@@ -91,6 +91,13 @@ class Study:
         lengths = tuple(sorted(set(self.lengths)))
         return [Course(lessons, order(len(lessons), seed), lengths, self.lines.probes, workshop) for seed in seeds]
 
+    def described(self) -> dict[str, Any]:
+        """For whoever reads the result."""
+        lines = self.lines
+        counted = {"lessons": len(lines.lessons), "probes": len(lines.probes), "files": dict(lines.sources)}
+        chosen = {"part": lines.part, "slice": lines.cut}
+        return {**counted, **chosen, "shuffles": self.shuffles, "seed": self.seed, "subtests": self.subtests}
+
     def asked_for(self) -> dict[str, Any]:
         """Everything that decides an outcome, the system, the model and the code aside."""
         lines = [line.model_dump(mode="json") for line in (*self.lines.lessons, *self.lines.probes)]
@@ -105,9 +112,8 @@ def run(
     progress: Progress | None = None,
 ) -> Result:
     """Play what is not in ``kept`` yet, and sum up. Reused is what the same model, code and request have left there."""
-    started, ran_on = datetime.now(UTC), machine()
-    code = revision()
-    folder = kept / _digest({**study.asked_for(), "model": bench.identity, "code": code}) if kept else None
+    began = {"machine": machine(), "started": datetime.now(UTC).isoformat(timespec="seconds"), "code": revision()}
+    folder = kept / _digest({**study.asked_for(), "model": bench.identity, "code": began["code"]}) if kept else None
     courses = study.courses()
     steps = list(_steps(study, courses))
     bar = _Bar(sum(course.work for _, _, course in steps), progress)
@@ -117,23 +123,21 @@ def run(
         file = folder / f"{name}-{number if study.shuffles else 'file'}.json" if folder else None
         found = _read(file)
         if found is None:
-            generator = bench.answerer
-            bypassed = generator.bypassed if isinstance(generator, CachedGenerator) else None
-            timing = Timing(bypassed, study.seed) if bypassed and number == 0 else None
-            system = SYSTEMS[name](bench)
-            found = play(course, system, bench.uncorrected, first_token=bench.first_token, timing=timing, told=bar.told)
+            found = _play(course, name, bench, study.seed, timed=number == 0, told=bar.told)
             _write(file, found)
         bar.finished(course.work)
         played[name].append(found)
     bar.doing("noise floor")
-    floor = _floor(folder, bench, study)
-    measures = {
-        "lessons": len(study.lines.lessons), "probes": len(study.lines.probes), "noise_floor": floor,
-        "files": dict(study.lines.sources), "part": study.lines.part, "slice": study.lines.cut,
-        "shuffles": study.shuffles, "seed": study.seed, "subtests": study.subtests, "code": code,
-        "model": bench.identity, "machine": ran_on, "started": started.isoformat(timespec="seconds"),
-    }  # fmt: skip
-    return summarise(played, measures)
+    measured = {"model": bench.identity, "noise_floor": _floor(folder, bench, study)}
+    return summarise(played, {**study.described(), **began, **measured})
+
+
+def _play(course: Course, name: str, bench: Bench, seed: int, *, timed: bool, told: Told) -> Played:
+    """Times are taken in one order only: decoding one question at a time is slow."""
+    generator = bench.answerer
+    timing = Timing(generator.bypassed, seed) if timed and isinstance(generator, CachedGenerator) else None
+    system = SYSTEMS[name](bench)
+    return play(course, system, bench.uncorrected, first_token=bench.first_token, timing=timing, told=told)
 
 
 def forget(kept: Path) -> None:
