@@ -34,8 +34,9 @@ def tables(result: Result, title: str = "") -> Iterator[Table]:
     """Shares with 95 % Wilson intervals by theme, then their spread over orders, paired tests, and cost."""
     present = set(result.metrics())
     shown = {metric for _, metrics, _ in GROUPS for metric in metrics} | {*COST}
-    others = tuple(metric for metric in result.metrics() if metric not in shown)
-    for theme, metrics, every in (*GROUPS, ("Others", others, True)):
+    others = [metric for metric in result.metrics() if metric not in shown]
+    rest = [(title if start == 0 else "", tuple(others[start : start + 3]), True) for start in range(0, len(others), 3)]
+    for theme, metrics, every in (*GROUPS, *rest):
         if found := [metric for metric in metrics if metric in present]:
             yield _shares(result, f"{title}: {theme}" if title and theme == GROUPS[0][0] else theme, found, every)
     if any(len(orders) > 1 for orders in result.measures.get("orders", {}).values()):
