@@ -35,9 +35,9 @@ def command(
     if not lines:
         raise entry.UserError("--lessons: no line is left; look at --part and --rows")
     with entry.console.status("loading the answerer"):
-        from pipeline.evaluate import result
         from pipeline.evaluate.strategies_report import SINGLES, Sitting, compare_strategies, mixed_probes
         from pipeline.evaluate.systems import make_bench
+        from pipeline.evaluate.tables import tables
         from pipeline.memory.policy_fit import fit_policy
         from pipeline.model.answerer import Answerer
 
@@ -55,7 +55,8 @@ def command(
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return
     found.write(out)
-    entry.console.print(result.table(found, title=f"{len(lines)} lessons, mixed probes"))
+    for table in tables(found, title=f"{len(lines)} lessons, mixed probes"):
+        entry.console.print(table)
     entry.console.print(found.measures)
 
 

@@ -18,12 +18,12 @@ class Interval:
     n: int
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> Interval:
     """Share of successes with Wilson's score interval (Wilson 1927; two-sided).
 
     centre = (k + z²/2) / (n + z²);  half = z / (n + z²) · sqrt(k (n - k) / n + z²/4)
 
-    With n = 0 nothing was measured: value 0, bounds 0 and 1.
+    ``successes`` may be fractional: a sum of n shares. With n = 0 nothing was measured: value 0, bounds 0 and 1.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: expected 0 <= successes <= n")
@@ -39,6 +39,31 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
 def share(outcomes: Sequence[bool], confidence: float = 0.95) -> Interval:
     """Share of true outcomes, with :func:`wilson`'s interval."""
     return wilson(sum(outcomes), len(outcomes), confidence)
+
+
+def wilson_of_means(means: Sequence[float], confidence: float = 0.95) -> Interval:
+    """The mean of n shares, each of one item asked several times, with :func:`wilson`'s interval at n items.
+
+    Conservative: a share between 0 and 1 varies less than an outcome that is either.
+    """
+    return wilson(min(math.fsum(means), len(means)), len(means), confidence)
+
+
+def quantile(values: Sequence[float], share_below: float, confidence: float = 0.95) -> Interval:
+    """The nearest-rank quantile, with the order statistics that bound it whatever the distribution.
+
+    Ranks n q ± z sqrt(n q (1 - q)), the normal approximation of the binomial number of values below (Conover 1980).
+    """
+    ordered, n = sorted(values), len(values)
+    if n == 0:
+        raise ValueError("a quantile of no values: nothing was measured")
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(n * share_below * (1 - share_below))
+
+    def at(rank: float) -> float:
+        return ordered[min(max(math.ceil(rank), 1), n) - 1]
+
+    middle = n * share_below
+    return Interval(at(middle), at(middle - half), at(middle + half), n)
 
 
 def discordant(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.table import Table
 
 from pipeline.evaluate.metrics import Interval
 from pipeline.evaluate.protocol import PROTOCOL
@@ -39,20 +38,12 @@ class Result(BaseModel):
         cells = (cell for lengths in self.systems.values() for cell in lengths.values())
         return list(dict.fromkeys(metric for cell in cells for metric in cell))
 
+    def last(self, system: str) -> tuple[str, dict[str, Interval]]:
+        """The longest length of ``system`` and its figures."""
+        return max(self.systems[system].items(), key=lambda item: int(item[0]))
 
-def table(result: Result, title: str | None = None) -> Table:
-    """One row per system and length, one column per metric, each figure with its bounds."""
-    metrics = result.metrics()
-    drawn = Table(title=title, caption=f"protocol {result.protocol}")
-    drawn.add_column("system")
-    drawn.add_column("lessons", justify="right")
-    for metric in metrics:
-        drawn.add_column(metric, justify="right")
-    for system, lengths in result.systems.items():
-        for length, cell in lengths.items():
-            drawn.add_row(system, length, *(_figure(cell.get(metric)) for metric in metrics))
-    return drawn
-
-
-def _figure(found: Interval | None) -> str:
-    return "–" if found is None or found.n == 0 else f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+    def spread(self, system: str, length: str, metric: str) -> float | None:
+        """Largest minus smallest share over the orders in which the lessons were taught; ``None`` for one order."""
+        orders = self.measures.get("orders", {}).get(system, [])
+        shares = [order[length][metric] for order in orders if metric in order.get(length, {})]
+        return max(shares) - min(shares) if len(shares) > 1 else None

@@ -1,118 +1,190 @@
-"""Lessons in a stream: teach them one after the other, and at given lengths ask everything about those taught so far.
-
-Metrics at length L, over all probes of the first L lessons, asked after lesson L:
-
-- ``reliability``: the lessons' questions answered with the lessons' answers
-- ``generality``: the same for paraphrases, which are never taught
-- ``locality``: neighbours whose whole output string is the uncorrected system's
-- ``retention``: the same for the probes of ``--probes``
-- ``probes_right``: probes with accepted answers that are answered with one of them
-- ``noise_floor`` (uncorrected only): outputs that stay the same at another batch size, the ceiling of any identity
-
-A neighbour or probe that the stream itself has corrected by then is scored against its correction. When a question is
-taught twice, the later answer counts.
-"""
+"""Lessons in a stream: one system takes them in one order, and is asked about all of them at given lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
-from pipeline.data.lines import LessonLine, ProbeLine, read_lines
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.data.lines import LessonLine, ProbeLine
+from pipeline.evaluate.exam import Asked, Exam, FirstToken, Outcomes, first_word, in_scope, judge
+from pipeline.evaluate.harder import Workshop, drawn
+from pipeline.evaluate.load import watched
 from pipeline.evaluate.metrics import Interval, share
-from pipeline.evaluate.progress import Progress, batches
+from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import exact_match, prompt_messages
-from pipeline.evaluate.result import Result
-from pipeline.evaluate.seam import Generator, System, generate
-from pipeline.evaluate.systems import Bench, build_systems
-from pipeline.memory.types import question_key
+from pipeline.evaluate.seam import Generator, Reply, System, generate
 
-BATCH = 32
+BATCH = 128  # questions asked at once; the answerer makes its own batches out of them
+TAUGHT_AT_ONCE = 256  # between two reports of progress
+TIMED_QUESTIONS = 50  # one at a time, at each length
+TIMED_SECONDS = 15.0  # ... but no longer than this once there are
+TIMED_LEAST = 10
 NOISE_PROMPTS = 32
 
 
+class Played(BaseModel):
+    """What came of one system in one order: raw outcomes, so that orders can be pooled and systems paired."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcomes: dict[int, Outcomes]
+    milliseconds: dict[int, list[float]]  # one question at a time
+    others_cores: dict[int, float]  # CPU that other processes used during that
+    bytes: dict[int, int]
+    teaching_s: dict[int, float]  # until that length
+    decisions: list[tuple[float, bool, bool]]  # at the last length: confidence, proposal right, lesson applies
+
+
 @dataclass(frozen=True)
-class Exam:
-    """Everything that is asked at one length."""
+class Course:
+    """One order of the lessons, and what is asked at which length. ``order`` holds places in ``lines``."""
 
-    taught: tuple[LessonLine, ...]
-    probes: tuple[ProbeLine, ...]
+    lines: tuple[LessonLine, ...]
+    order: tuple[int, ...]
+    lengths: tuple[int, ...]
+    probes: tuple[ProbeLine, ...] = ()
+    workshop: Workshop | None = None
 
-    @property
-    def questions(self) -> list[str]:
-        lessons = (text for line in self.taught for text in (line.question, *line.paraphrases, *line.neighbours))
-        return list(dict.fromkeys([*lessons, *(probe.question for probe in self.probes)]))
+    def exam(self, length: int) -> Exam:
+        numbers = self.order[:length]
+        taught = tuple(self.lines[number] for number in numbers)
+        plain = Exam(taught, self.probes, numbers)
+        extra = self.workshop.asked(numbers, plain.corrections()) if self.workshop else ()
+        return Exam(taught, self.probes, numbers, tuple(extra))
 
-    def corrections(self) -> dict[str, str]:
-        """What each phrasing should be answered with by now; a taught question outranks somebody's paraphrase."""
-        newest = {question_key(line.question): line.answer for line in self.taught}
-        phrasings = {
-            question_key(text): newest[question_key(line.question)] for line in self.taught for text in line.paraphrases
-        }
-        return phrasings | newest
+    def until(self, limit: int | None) -> Course | None:
+        """The course as far as a system with a limit goes; ``None`` where even the first length is beyond it."""
+        lengths = tuple(length for length in self.lengths if limit is None or length <= limit)
+        if lengths == self.lengths:
+            return self
+        return Course(self.lines, self.order, lengths, self.probes, self.workshop) if lengths else None
 
-    def score(self, answers: Mapping[str, str], uncorrected: Mapping[str, str]) -> dict[str, Interval]:
-        """The cell of the result; both mappings go from question to output. A metric without probes is left out."""
-        corrections = self.corrections()
-
-        def taught(text: str) -> bool:
-            return exact_match(answers[text], [corrections[question_key(text)]])
-
-        def untouched(text: str) -> bool:
-            return taught(text) if question_key(text) in corrections else answers[text] == uncorrected[text]
-
-        outcomes = {
-            "reliability": [taught(line.question) for line in self.taught],
-            "generality": [taught(text) for line in self.taught for text in line.paraphrases],
-            "locality": [untouched(text) for line in self.taught for text in line.neighbours],
-            "retention": [untouched(probe.question) for probe in self.probes],
-            "probes_right": [exact_match(answers[p.question], p.answers) for p in self.probes if p.answers],
-        }
-        return {metric: share(found) for metric, found in outcomes.items() if found}
+    @cached_property
+    def work(self) -> int:
+        """Lessons to teach and questions to ask, as :func:`play` counts them; second corrections are not foreseen."""
+        exams = [list(self.exam(length).asked()) for length in self.lengths]
+        return self.lengths[-1] + sum(len(_questions(asked)) + len(_compared(asked)) for asked in exams)
 
 
+Told = Callable[[int], None]
+
+
+@dataclass(frozen=True)
 class Meter:
-    """One bar over all systems and lengths."""
+    """Counts lessons taught and questions asked."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.total, self.done, self._progress = total, 0, progress
+    told: Told
 
-    def ask(self, system: System, questions: Sequence[str]) -> dict[str, str]:
-        answers: dict[str, str] = {}
+    def teach(self, system: System, lines: Sequence[LessonLine]) -> float:
+        """Seconds that it took."""
+        started = time.monotonic()
+        for part in batches(lines, TAUGHT_AT_ONCE):
+            system.teach(part)
+            self.told(len(part))
+        return time.monotonic() - started
+
+    def ask(self, system: System, questions: Sequence[str]) -> dict[str, Reply]:
+        replies: dict[str, Reply] = {}
         for part in batches(questions, BATCH):
-            answers.update(zip(part, (reply.text for reply in system.ask(part)), strict=True))
-            self.done += len(part)
-            if self._progress:
-                self._progress(self.total, self.done)
-        return answers
+            replies.update(zip(part, system.ask(part), strict=True))
+            self.told(len(part))
+        return replies
 
 
-def evaluate(
-    lessons: Sequence[LessonLine],
-    systems: Mapping[str, System],
+def order(count: int, seed: int | None) -> tuple[int, ...]:
+    """Places in the file, shuffled; ``None`` leaves them as they are."""
+    places = range(count)
+    return tuple(places if seed is None else random.Random(seed).sample(places, count))
+
+
+def play(
+    course: Course,
+    system: System,
     uncorrected: System,
-    lengths: Sequence[int],
-    probes: Sequence[ProbeLine] = (),
     *,
-    progress: Progress | None = None,
-) -> Result:
-    """Play the stream to each system, which must have been taught nothing before."""
-    steps = _checked(lengths, len(lessons))
-    exams = {length: Exam(tuple(lessons[:length]), tuple(probes)) for length in steps}
-    largest = exams[steps[-1]].questions
-    asked = sum(len(exam.questions) for exam in exams.values())
-    meter = Meter(len(largest) + len(systems) * asked, progress)
-    before = meter.ask(uncorrected, largest)
-    cells: dict[str, dict[str, dict[str, Interval]]] = {}
-    for name, system in systems.items():
-        cells[name] = {}
-        for start, length in pairwise([0, *steps]):
-            system.teach(lessons[start:length])
-            exam = exams[length]
-            cells[name][str(length)] = exam.score(meter.ask(system, exam.questions), before)
-    return Result(systems=cells, measures={"lessons": len(lessons), "probes": len(probes)})
+    first_token: FirstToken = first_word,
+    timing: Timing | None = None,
+    told: Told = lambda _count: None,
+) -> Played:
+    """Teach and ask. ``system`` must have been taught nothing before; time is measured where ``timing`` is given."""
+    meter = Meter(told)
+    found = Played(outcomes={}, milliseconds={}, others_cores={}, bytes={}, teaching_s={}, decisions=[])
+    taught_s = 0.0
+    for start, length in pairwise((0, *course.lengths)):
+        taught_s += meter.teach(system, [course.lines[number] for number in course.order[start:length]])
+        asked = list(course.exam(length).asked())
+        replies = meter.ask(system, _questions(asked))
+        before = {q: reply.text for q, reply in meter.ask(uncorrected, _compared(asked)).items()}
+        found.outcomes[length] = judge(asked, replies, before, first_token)
+        found.bytes[length], found.teaching_s[length] = system.size_bytes(), taught_s
+        if timing:
+            found.milliseconds[length], found.others_cores[length] = timing.measure(system, asked)
+    decisions = list(_decisions(asked, replies))
+    if course.workshop:
+        found.outcomes[length] |= _overwritten(course.workshop, course.order[:length], system, meter)
+    return found.model_copy(update={"decisions": decisions})
+
+
+def _questions(asked: Sequence[Asked]) -> list[str]:
+    return list(dict.fromkeys(each.question for each in asked))
+
+
+def _compared(asked: Sequence[Asked]) -> list[str]:
+    """Questions whose outputs are compared with the uncorrected system's."""
+    return list(dict.fromkeys(each.question for each in asked if each.rule in ("unchanged", "first_token")))
+
+
+def _decisions(asked: Sequence[Asked], replies: dict[str, Reply]) -> Iterator[tuple[float, bool, bool]]:
+    """What a threshold on the system's confidence would let through, among lessons' questions and uncorrected ones."""
+    applying = {each.question: each for each in in_scope(asked)}
+    others = {each.question for each in asked if each.rule == "silent"} - applying.keys()
+    for question in (*applying, *others):
+        reply = replies[question]
+        if reply.confidence is not None and reply.proposal is not None:
+            right = question in applying and exact_match(reply.proposal, applying[question].answers)
+            yield reply.confidence, right, question in applying
+        elif question in applying and reply.from_memory is not None:
+            yield 0.0, False, True  # nothing to propose: never covered
+
+
+def _overwritten(workshop: Workshop, numbers: Sequence[int], system: System, meter: Meter) -> Outcomes:
+    """Last of all, because it changes what the lessons' answers are."""
+    second, asked = workshop.overwrites(numbers)
+    meter.teach(system, second)
+    return judge(asked, meter.ask(system, _questions(asked)), {})
+
+
+# time
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times questions of taught lessons, one at a time, while ``bypassed`` keeps caches out of the way."""
+
+    bypassed: Callable[[], AbstractContextManager[object]] = nullcontext
+    seed: int = 0
+
+    def measure(self, system: System, asked: Sequence[Asked]) -> tuple[list[float], float]:
+        """(milliseconds, cores that other processes used meanwhile)."""
+        questions = _questions(in_scope(asked))
+        drawn(self.seed, "timed").shuffle(questions)
+        milliseconds: list[float] = []
+        with self.bypassed(), watched() as others:
+            began = time.monotonic()
+            for number, question in enumerate(questions[: TIMED_QUESTIONS + 1]):
+                if number > TIMED_LEAST and time.monotonic() - began > TIMED_SECONDS:
+                    break
+                started = time.perf_counter()
+                system.ask([question])
+                milliseconds.append((time.perf_counter() - started) * 1000)
+        return milliseconds[1:] or milliseconds, others.cores  # the first one warms up
 
 
 def noise_floor(answerer: Generator, questions: Sequence[str]) -> Interval:
@@ -121,34 +193,3 @@ def noise_floor(answerer: Generator, questions: Sequence[str]) -> Interval:
     together = generate(answerer, prompts)
     alone = [generate(answerer, [prompt])[0] for prompt in prompts]
     return share([one == other for one, other in zip(alone, together, strict=True)])
-
-
-def evaluate_files(
-    lessons: Path,
-    probes: Path | None,
-    names: Sequence[str],
-    lengths: Sequence[int],
-    bench: Bench,
-    *,
-    progress: Progress | None = None,
-) -> Result:
-    """What ``agm evaluate`` does: the stream in a file, the systems by name, and the noise floor."""
-    lines = read_lines(lessons, LessonLine)
-    systems = build_systems(names, bench)
-    extra = read_lines(probes, ProbeLine) if probes else []
-    _checked(lengths, len(lines))
-    floor = noise_floor(bench.answerer, list(dict.fromkeys(line.question for line in lines)))
-    found = evaluate(lines, systems, bench.uncorrected, lengths, extra, progress=progress)
-    cells = {
-        name: {length: cell | ({"noise_floor": floor} if name == "uncorrected" else {}) for length, cell in row.items()}
-        for name, row in found.systems.items()
-    }
-    return found.model_copy(update={"systems": cells, "measures": {**found.measures, "noise_floor": asdict(floor)}})
-
-
-def _checked(lengths: Sequence[int], available: int) -> list[int]:
-    steps = sorted(set(lengths))
-    if not steps or steps[0] < 1 or steps[-1] > available:
-        given = ", ".join(map(str, lengths)) or "none"
-        raise ValueError(f"lengths = {given}: give lengths from 1 to {available}, the number of lessons in the file")
-    return steps

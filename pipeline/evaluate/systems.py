@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,19 @@ from pipeline.evaluate.baselines.exact_match import ExactMatch
 from pipeline.evaluate.baselines.rag import Rag
 from pipeline.evaluate.baselines.subject_index import SubjectIndex
 from pipeline.evaluate.baselines.tfidf import TfIdf
+from pipeline.evaluate.exam import first_word
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.evaluate.seam import Generator, Recall, Reply, System, generate, recalled_or_asked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from pipeline.evaluate.baselines.grace import LastStates
     from pipeline.memory.store import LessonMemory
     from pipeline.memory.strategy import Plan
+    from pipeline.model.answerer import Answerer
+    from pipeline.model.backbone import Backbone
+    from pipeline.model.bundle import Bundle
     from pipeline.model.encoder import Encoder
 
 
@@ -108,13 +113,32 @@ def decoded(answerer: Generator, questions: Sequence[str], plans: Sequence[Plan]
 
 @dataclass(frozen=True)
 class Bench:
-    """What systems are built from: one answerer, shared, and a way to make an empty lesson memory."""
+    """What systems are built from: one answerer, shared, and a way to make an empty lesson memory.
+
+    ``model`` is the answerer itself, for systems that look inside it or change it; ``identity`` names everything that
+    decides what it answers.
+    """
 
     answerer: Generator
     uncorrected: Uncorrected
     settings: MemorySettings
     empty_memory: Callable[[], LessonMemory]
     encoder: Callable[[], Encoder]
+    model: Answerer | None = None
+    first_token: Callable[[str], str] = first_word
+    identity: str = ""
+
+    def whole_model(self) -> Answerer:
+        if self.model is None:
+            raise ValueError("this system needs the model's own states or weights, and the bench has only a generator")
+        return self.model
+
+    @cached_property
+    def states(self) -> LastStates:
+        """Shared, so that a question's state is computed once for all orders."""
+        from pipeline.evaluate.baselines.grace import LastStates
+
+        return LastStates(self.whole_model().backbone)
 
 
 def _memory(bench: Bench, **changes: str) -> Memory:
@@ -133,11 +157,31 @@ SYSTEMS: dict[str, Callable[[Bench], System]] = {
     "tfidf": lambda bench: TfIdf(bench.uncorrected),
     "subject_index": lambda bench: SubjectIndex(bench.uncorrected),
     "rag": lambda bench: Rag(bench.answerer, bench.encoder()),
+    "grace": lambda bench: _grace(bench),
+    "fine_tuning": lambda bench: _trained("FineTuning", bench),
+    "replay_fine_tuning": lambda bench: _trained("ReplayFineTuning", bench),
+    "lora_replay": lambda bench: _trained("LoraReplay", bench),
 }
+
+# Systems that train for minutes per hundred lessons: the length up to which they are measured, in one order.
+LIMITED = dict.fromkeys(("fine_tuning", "replay_fine_tuning", "lora_replay"), 100)
+
+
+def _grace(bench: Bench) -> System:
+    from pipeline.evaluate.baselines.grace import Grace
+
+    return Grace(bench.uncorrected, bench.states)
+
+
+def _trained(kind: str, bench: Bench) -> System:
+    from pipeline.evaluate.baselines import fine_tuning
+
+    system: System = getattr(fine_tuning, kind)(bench.whole_model())
+    return system
 
 
 def make_bench(
-    recipe: Recipe, answerer: Generator, router: Mapping[str, Tensor] | None = None, cache: AnswerCache | None = None
+    recipe: Recipe, answerer: Answerer, router: Mapping[str, Tensor] | None = None, cache: AnswerCache | None = None
 ) -> Bench:
     """A bench around a loaded answerer; ``router`` is the bundle's, empty or ``None`` for the shipped one.
 
@@ -148,7 +192,24 @@ def make_bench(
     generator = CachedGenerator(answerer, cache)
     encoder = lru_cache(maxsize=1)(partial(load_encoder, recipe.model.encoder))
     empty_memory = partial(_empty_memory, recipe, encoder, router or None)
-    return Bench(generator, Uncorrected(generator), recipe.memory, empty_memory, encoder)
+    first_token = partial(_first_token, answerer.backbone)
+    return Bench(generator, Uncorrected(generator), recipe.memory, empty_memory, encoder, answerer, first_token)
+
+
+def load_bench(recipe: Recipe, bundle: Bundle) -> Bench:
+    """The bundle's answerer behind the user's answer cache."""
+    from pipeline.model.answerer import Answerer
+    from pipeline.model.assets import cache_root
+
+    answerer = Answerer.load(bundle)
+    weights = next(answerer.backbone.model.parameters())
+    model = f"{bundle.base_digest}/{bundle.digest()}/{weights.dtype}/{weights.device.type}"
+    bench = make_bench(recipe, answerer, bundle.router, AnswerCache(cache_root() / "answers.db", model))
+    return replace(bench, identity=f"{model}/{recipe.model.encoder}/{recipe.memory.model_dump_json()}")
+
+
+def _first_token(backbone: Backbone, text: str) -> str:
+    return repr(backbone.answer_ids(text)[:1])
 
 
 def build_systems(names: Sequence[str], bench: Bench) -> dict[str, System]:

@@ -15,6 +15,8 @@ from pipeline.tracking.client import client, experiment_id
 if TYPE_CHECKING:
     from pipeline.evaluate.result import Result
 
+LARGEST_BATCH = 1000  # metrics that MLflow takes in one request
+
 
 @dataclass(frozen=True)
 class Run:
@@ -36,7 +38,8 @@ class Run:
         metrics = [
             Metric(key, float(value), now, step, model_id=model_id, run_id=self.id) for key, value in values.items()
         ]
-        client(self.home).log_batch(self.id, metrics=metrics)
+        for start in range(0, len(metrics), LARGEST_BATCH):
+            client(self.home).log_batch(self.id, metrics=metrics[start : start + LARGEST_BATCH])
 
     def artifact(self, path: Path) -> None:
         client(self.home).log_artifact(self.id, str(path))

@@ -22,10 +22,11 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from pipeline.config import Recipe, ScalingSettings
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.data.phrasing import phrasings
+from pipeline.evaluate.exam import Exam
 from pipeline.evaluate.metrics import Interval
 from pipeline.evaluate.progress import Progress, batches, relayed
 from pipeline.evaluate.seam import System
-from pipeline.evaluate.stream import BATCH, Exam
+from pipeline.evaluate.stream import BATCH
 from pipeline.evaluate.systems import SYSTEMS, make_bench
 from pipeline.home import Home, worker_home
 from pipeline.memory.belief import slot_id

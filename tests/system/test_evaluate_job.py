@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from jobs import evaluate, pretrain
 from jobs.initialise import initialise
@@ -32,6 +33,12 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def answers_of_these_tests_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGM_CACHE", str(tmp_path / "cache"))
+    torch.set_num_threads(1)
+
+
 def run(files: Path, *arguments: str) -> Result:
     out = files / "out" / "result.json"
     evaluate.main(["--lessons", str(files / "lessons.jsonl"), "--out", str(out), *arguments])
@@ -41,31 +48,49 @@ def run(files: Path, *arguments: str) -> Result:
 
 def test_a_file_is_measured_without_a_home(home_root: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, probes = str(files / "tiny.yaml"), str(files / "probes.jsonl")
-    found = run(files, "--recipe", recipe, "--probes", probes, "--lengths", "1,3")
-    assert list(found.systems) == ["uncorrected", "memory", "exact_match"]
+    found = run(files, "--recipe", recipe, "--probes", probes, "--lengths", "1,3", "--shuffles", "1", "--subtests", "1")
+    assert list(found.systems) == ["memory", "uncorrected", "exact_match", "tfidf", "subject_index", "rag", "grace"]
     assert list(found.systems["memory"]) == ["1", "3"]
     last = found.systems["memory"]["3"]
     assert (last["reliability"].value, last["reliability"].n) == (1.0, 3)
     assert (last["retention"].value, last["retention"].n) == (1.0, 3)
     assert found.systems["uncorrected"]["3"]["reliability"].value == 0
     assert found.measures["probes"] == 3
-    assert "protocol greedy-whole-string-v1" in capsys.readouterr().out
+    assert (files / "out" / "result.risk.png").exists()
+    screen = " ".join(capsys.readouterr().out.split())
+    assert all(title in screen for title in ("Corrections", "What has to stay", "memory against each other system", "Cost"))
     assert not home_root.exists()
 
 
 def test_the_champion_of_the_home_is_measured_and_logged(home_root: Path, files: Path) -> None:
     home = Home(home_root)
     initialise(home, load_recipe(files / "tiny.yaml"))
-    found = run(
-        files, "--systems", "exact_match", "--seed", "1"
-    )  # the base is the champion's, not the default recipe's
-    assert list(found.systems["exact_match"]) == ["3"]
+    # the base is the champion's, not the default recipe's
+    found = run(files, "--systems", "exact_match", "--seed", "1", "--shuffles", "1")
+    assert list(found.systems["exact_match"]) == ["1", "3"]
     runs = client(home).search_runs([experiment_id(home)], "run_name = 'evaluate result'")
     assert [run.data.metrics["exact_match/3/reliability"] for run in runs] == [1.0]
+    assert found.measures["shuffles"] == 1
     other = tiny_recipe(files / "other").with_changes({"memory.gate": 0.4})
     other.write(files / "other.yaml")
     with pytest.raises(SystemExit):
         run(files, "--recipe", str(files / "other.yaml"))
+
+
+def test_several_files_and_what_is_kept(home_root: Path, files: Path) -> None:
+    more = files / "more.jsonl"
+    write_lines(more, [LessonLine(question="Who leads Gondor?", answer="Aragorn")])
+    asked = ["--recipe", str(files / "tiny.yaml"), "--lessons", str(more), "--systems", "exact_match", "--lengths", "4"]
+    found = run(files, *asked, "--shuffles", "2")
+    assert found.systems["exact_match"]["4"]["reliability"].n == 4
+    assert set(found.measures["files"]) == {"lessons.jsonl", "more.jsonl"}
+    kept = sorted((files / "out" / "result.parts").rglob("exact_match-*.json"))
+    assert [file.name for file in kept] == ["exact_match-0.json", "exact_match-1.json"]
+    first = [file.stat().st_mtime_ns for file in kept]
+    run(files, *asked, "--shuffles", "2")
+    assert [file.stat().st_mtime_ns for file in kept] == first
+    run(files, *asked, "--shuffles", "2", "--fresh")
+    assert [file.stat().st_mtime_ns for file in kept] != first
 
 
 @pytest.mark.parametrize(
@@ -73,7 +98,9 @@ def test_the_champion_of_the_home_is_measured_and_logged(home_root: Path, files:
     [
         (["--lengths", "1,9"], "give numbers from 1 to 3"),
         (["--lengths", "ten"], "give numbers from 1 to 3"),
-        (["--systems", "memory,oracle"], "--systems oracle: known systems are uncorrected, memory"),
+        (["--systems", "memory,oracle"], "systems = oracle: known systems are uncorrected, memory"),
+        (["--part", "fit"], "part = fit: the files' parts are none"),
+        (["--slice", "5:"], "slice = 5:: it is empty, there are 3 lessons"),
     ],
 )
 def test_mistakes_are_one_line(

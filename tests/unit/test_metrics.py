@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.metrics import Interval, mcnemar, paired_difference, share, tango_statistic, wilson
+from pipeline.evaluate.metrics import (
+    Interval,
+    mcnemar,
+    paired_difference,
+    quantile,
+    share,
+    tango_statistic,
+    wilson,
+    wilson_of_means,
+)
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 Z = 1.959963984540054
@@ -135,3 +144,19 @@ def test_mcnemar_on_hand_worked_numbers() -> None:
     assert mcnemar([True] + [False] * 5, [False] + [True] * 5) == pytest.approx(14 / 64)
     assert mcnemar([True, False], [True, False]) == 1.0
     assert mcnemar([True, False], [False, True]) == 1.0
+
+
+def test_shares_of_items_count_by_item() -> None:
+    assert wilson_of_means([1.0, 0.5, 0.0, 1.0]) == wilson(2.5, 4)
+    assert wilson_of_means([1.0] * 7) == wilson(7, 7)
+    assert wilson_of_means([1 / 3] * 3).value == pytest.approx(1 / 3)
+
+
+def test_a_quantile_and_the_order_statistics_around_it() -> None:
+    """n = 100, q = .5: ranks 50 ± 1.96 · 5, so from the 41st to the 60th value."""
+    values = list(range(1, 101))
+    assert quantile(values, 0.5) == Interval(50, 41, 60, 100)
+    assert quantile(values, 0.95).value == 95
+    assert quantile([3.0], 0.95) == Interval(3.0, 3.0, 3.0, 1)
+    with pytest.raises(ValueError, match="no values"):
+        quantile([], 0.5)

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from pipeline.evaluate.metrics import Interval, wilson
-from pipeline.evaluate.plots import bars, quality_plot
-from pipeline.evaluate.result import Result, table
+from pipeline.evaluate.plots import all_plots, bars, quality_plot
+from pipeline.evaluate.result import Result
+from pipeline.evaluate.tables import GROUPS, tables
 
 PNG = b"\x89PNG"
 
@@ -39,13 +40,45 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         Result.read(tmp_path / "other.json")
 
 
-def test_the_table_shows_every_cell_and_marks_gaps(result: Result) -> None:
+def test_tables_show_every_cell_mark_gaps_and_fit_100_columns(result: Result) -> None:
+    without = Result(systems={**result.systems, "subject_index": {"100": {"reliability": wilson(0, 0)}}})
+    text = shown(without)
+    assert "0.970 [.915, .990]" in text
+    assert "0.900 [.699, .972]" in text
+    assert "–" in text
+    assert "reliability 100" in text
+    assert "subject_index (told)" in text
+
+
+def test_a_whole_result_fits_100_columns() -> None:
+    cell = {metric: wilson(990, 1000) for _, metrics, _ in GROUPS for metric in metrics}
+    cell |= {
+        "latency_p50_ms": Interval(17.3, 16, 19, 50),
+        "memory_bytes": Interval(2e7, 2e7, 2e7, 3),
+        "else": wilson(1, 2),
+    }
+    pair = {"p": 0.00012, "lost": 3, "gained": 120, "n": 1000}
+    tested = {"10000": {"memory": {"replay_fine_tuning": {"reliability": pair, "mixed": pair}}}}
+    order = {"10000": {"reliability": 0.99}}
+    found = Result(
+        systems={name: {"10000": cell} for name in ("memory", "replay_fine_tuning")},
+        measures={"mcnemar": tested, "orders": {"memory": [order, {"10000": {"reliability": 0.98}}]},
+                  "time_measured": {"label": "alone"}},
+    )  # fmt: skip
+    text = shown(found)
+    assert "120 / 3, 0.0001" in text
+    assert "0.010" in text
+    assert "20 MB" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def shown(result: Result) -> str:
     screen = StringIO()
-    Console(file=screen, width=120).print(table(result))
-    text = screen.getvalue()
-    assert "0.900 (0.699 to 0.972)" in text
-    assert text.count("–") == 2
-    assert text.count("memory") == 2
+    console = Console(file=screen, width=100)
+    for table in tables(result):
+        console.print(table)
+    return screen.getvalue()
 
 
 def test_plots_are_drawn(result: Result, tmp_path: Path) -> None:
@@ -53,6 +86,10 @@ def test_plots_are_drawn(result: Result, tmp_path: Path) -> None:
     bars({"kept": Interval(0.99, 0.97, 1.0, 200), "learned": wilson(64, 64)}, tmp_path / "bars.png", "After the cycle")
     assert (tmp_path / "quality.png").read_bytes().startswith(PNG)
     assert (tmp_path / "bars.png").read_bytes().startswith(PNG)
+    assert all_plots(result, tmp_path / "out.json") == [tmp_path / "out.png"]
+    curves = {"risk_coverage": {"memory": [[0.5, 0.0], [0.9, 0.1]], "uncorrected": []}}
+    drawn = all_plots(result.model_copy(update={"measures": curves}), tmp_path / "out.json")
+    assert [path.read_bytes()[:4] for path in drawn] == [PNG, PNG]
 
 
 def test_nothing_to_plot_is_an_error(tmp_path: Path) -> None:
