@@ -17,6 +17,7 @@ VERBS = {
     "serve": "serve the champion over HTTP until Ctrl-C",
     "ask": "ask the endpoint a question; prints answer, strategy and the lessons used",
     "teach": "teach the endpoint a lesson, or a file of them",
+    "lessons": "list, show, explain, retract, expire or reinforce what the endpoint was taught",
     "update": "one cycle: train a challenger on the feedback, and promote or refuse it",
     "tune": "search memory strategy and learning rate; writes a recipe for update",
     "evaluate": "reliability, generality, locality and retention on your own lessons",

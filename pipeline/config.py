@@ -47,6 +47,9 @@ class MemorySettings(Settings):
     gate: float = Field(0.65, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
     alpha_min: float = Field(0.02, gt=0, le=1, description="floor of the belief's step size")
     trust: dict[str, float] = Field(default_factory=lambda: {"ask": 1.0, "teach": 1.0, "admin": 1.0})
+    trust_prior: float = Field(
+        2.0, gt=0, description="how slowly an asker's trust follows what became of earlier votes; very large: never"
+    )
 
 
 class MemoryLayerSettings(Settings):

@@ -130,15 +130,34 @@ class Client:
         return self._call("POST", "/v1/lessons", body)
 
     def lessons(
-        self, search: str = "", offset: int = 0, limit: int = 50, user: str | None = None
+        self, search: str = "", offset: int = 0, limit: int = 50, user: str | None = None, session: str | None = None
     ) -> list[dict[str, Any]]:
-        query = {"search": search, "offset": offset, "limit": limit} | _given({"user": user})
+        query = {"search": search, "offset": offset, "limit": limit} | _given({"user": user, "session": session})
         found: list[dict[str, Any]] = self._call("GET", "/v1/lessons", query=query)["data"]
         return found
 
     def amend(self, lesson_id: str, answer: str | None = None, paraphrases: list[str] | None = None) -> dict[str, Any]:
         """Another answer, more phrasings, or both."""
         return self._call("PATCH", f"/v1/lessons/{lesson_id}", _given({"answer": answer, "paraphrases": paraphrases}))
+
+    def explain(self, lesson_id: str, user: str | None = None, session: str | None = None) -> dict[str, Any]:
+        """The lesson with the evidence behind its beliefs."""
+        who = _given({"user": user, "session": session})
+        return self._call("GET", f"/v1/lessons/{lesson_id}/evidence", query=who)
+
+    def expire(
+        self, lesson_id: str, expires: str | None = "now", user: str | None = None, session: str | None = None
+    ) -> dict[str, Any]:
+        """A date, a time, "now", or ``None`` for no end."""
+        body = {"expires": expires} | _given({"user": user, "session": session})
+        return self._call("POST", f"/v1/lessons/{lesson_id}/expiry", body)
+
+    def reinforce(
+        self, lesson_id: str, value: float = 1.0, user: str | None = None, session: str | None = None
+    ) -> dict[str, Any]:
+        """Evidence that the lesson's answer is right (1) or wrong (-1)."""
+        body = {"value": value} | _given({"user": user, "session": session})
+        return self._call("POST", f"/v1/lessons/{lesson_id}/rating", body)
 
     def retract(self, lesson_id: str) -> dict[str, Any]:
         return self._call("DELETE", f"/v1/lessons/{lesson_id}")

@@ -8,13 +8,15 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from pydantic import AfterValidator, BaseModel, Field
 
 from pipeline.data.lines import LessonLine
 from pipeline.feedback import intake
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import Receipt
+from pipeline.feedback.keys import Key
 from pipeline.feedback.records import Event
-from pipeline.memory.types import Lesson, Viewer
+from pipeline.memory.types import Explanation, Lesson, Viewer, moment
 from serve.auth import Asker, Teacher
 from serve.errors import ApiError
 from serve.schemas import (
@@ -103,7 +105,15 @@ async def retract(
 ) -> FeedbackReply:
     """An asker takes back only the asker's own lessons; for the others it needs ``teach``."""
     service: Service = request.app.state.service
-    change = partial(intake.retract_lesson, service.log, lesson_id, key=key, source=user or None, session=session)
+    change = partial(
+        intake.retract_lesson,
+        service.log,
+        lesson_id,
+        key=key,
+        source=user or None,
+        session=session,
+        lesson=service.memory.get(lesson_id),
+    )
     return await _applied(service, await _written(service, change))
 
 
@@ -208,6 +218,8 @@ def _lesson(lesson: Lesson) -> LessonReply:
         question=lesson.question,
         answer=lesson.answer,
         beliefs=lesson.beliefs,
+        belief=lesson.belief,
+        trust=lesson.trust,
         previous=lesson.previous,
         paraphrases=list(lesson.paraphrases),
         scope=lesson.scope,
@@ -215,6 +227,8 @@ def _lesson(lesson: Lesson) -> LessonReply:
         first_seq=lesson.first_seq,
         last_seq=lesson.last_seq,
         date=lesson.date,
+        expires=lesson.expires,
+        changed=lesson.last_time,
     )
 
 
@@ -228,3 +242,81 @@ def _event(event: Event) -> LineageEvent:
         response_id=event.response_id,
         body=event.body,
     )
+
+
+# one lesson by its id: why it is believed, when it ends, and evidence for it
+
+
+class EvidenceReply(BaseModel):
+    """One step of the beliefs; the first one of a taught lesson is its birth with belief 1."""
+
+    seq: int
+    source: str
+    answer: str
+    value: float = Field(description="1: for the answer; below 0: against it")
+    trust: float
+    alpha: float
+    beliefs: dict[str, float]
+
+
+class ExplanationReply(LessonReply):
+    evidence: list[EvidenceReply]
+
+
+class Who(RequestBody):
+    """``user`` and ``session``: whose lessons the caller may touch beside those of the key."""
+
+    user: Name = ""
+    session: Name = ""
+    feedback_id: Identifier | None = None
+
+
+def _end(text: str) -> str:
+    return text if text == intake.NOW else moment(text)
+
+
+class End(Who):
+    """``expires``: a date or a time, "now", or null for no end."""
+
+    expires: Annotated[str, AfterValidator(_end)] | None = intake.NOW
+
+
+class Rating(Who):
+    value: float = Field(1.0, ge=-1, le=1, description="1: the lesson's answer is right; -1: it is wrong")
+
+
+@routes.get("/v1/lessons/{lesson_id}/evidence")
+async def explain(
+    lesson_id: Identifier, request: Request, key: Asker, user: Name = "", session: Name = ""
+) -> ExplanationReply:
+    """The evidence that counts, in order, with the step size and trust of each and the beliefs that it left."""
+    found = await _explained(request, key, lesson_id, user, session)
+    evidence = [EvidenceReply.model_validate(step, from_attributes=True) for step in found.evidence]
+    return ExplanationReply(**_lesson(found.lesson).model_dump(), evidence=evidence)
+
+
+@routes.post("/v1/lessons/{lesson_id}/expiry")
+async def expire(lesson_id: Identifier, body: End, request: Request, key: Asker) -> FeedbackReply:
+    """An asker ends only the asker's own lessons; for the others it needs ``teach``."""
+    service: Service = request.app.state.service
+    found = await _explained(request, key, lesson_id, body.user, body.session)
+    change = partial(intake.expire_lesson, service.log, lesson_id, body.expires)
+    who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
+    return await _applied(service, await _written(service, partial(change, key=key, lesson=found.lesson, **who)))
+
+
+@routes.post("/v1/lessons/{lesson_id}/rating")
+async def rate(lesson_id: Identifier, body: Rating, request: Request, key: Asker) -> FeedbackReply:
+    """Evidence for or against the answer that the lesson gives now; one vote per source."""
+    service: Service = request.app.state.service
+    found = await _explained(request, key, lesson_id, body.user, body.session)
+    change = partial(intake.rate_lesson, service.log, lesson_id, found.lesson.answer, body.value)
+    who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
+    return await _applied(service, await _written(service, partial(change, key=key, lesson=found.lesson, **who)))
+
+
+async def _explained(request: Request, key: Key, lesson_id: str, user: str, session: str) -> Explanation:
+    found = await asyncio.to_thread(request.app.state.service.memory.explain, lesson_id)
+    if found is None or not found.lesson.visible_to(Viewer(key.tenant, user or key.name, session)):
+        raise ApiError(404, "unknown_lesson", f"no lesson has the id {lesson_id!r:.80}", "lesson_id")
+    return found

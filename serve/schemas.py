@@ -209,6 +209,8 @@ class LessonReply(BaseModel):
     question: str
     answer: str
     beliefs: dict[str, float]
+    belief: float = Field(description="in ``answer``")
+    trust: float = Field(description="of the source that gave the answer")
     previous: str | None
     paraphrases: list[str]
     scope: str
@@ -216,6 +218,8 @@ class LessonReply(BaseModel):
     first_seq: int
     last_seq: int
     date: str | None
+    expires: str | None = Field(description="from then on it is not read")
+    changed: str = Field(description="when")
 
 
 class LessonChange(RequestBody):

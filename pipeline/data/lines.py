@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.memory.types import moment
 
 MAX_TEXT = 4_000
 
@@ -32,6 +34,7 @@ class LessonLine(BaseModel):
     source: str | None = None
     subject: str | None = None
     scope: str | None = None
+    expires: Annotated[str, AfterValidator(moment)] | None = None  # a date or a time; not read from then on
 
 
 class ProbeLine(BaseModel):

@@ -10,17 +10,19 @@ from pipeline.data.lines import MAX_TEXT, LessonLine
 from pipeline.evaluate.protocol import Message
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import Event, NewEvent, Scope, new_id
+from pipeline.feedback.records import Event, NewEvent, Scope, new_id, utc_now
 from pipeline.memory.belief import slot_id
+from pipeline.memory.types import NARROWER, Lesson, Viewer, moment
 
 FeedbackKind = Literal["rating", "correction", "comment"]
 # A correction rewrites the lesson that its answer came from only if that lesson surely is about the same fact; below,
 # it opens a lesson of its own, because rewriting a neighbour would break what was right.
 CORRECTED_WEIGHT = 0.9
+NOW = "now"
 RATED_WEIGHT = 0.5  # a rating is about the lesson that had more than half of the weight
 
 # Fields of a lesson line that a lesson event has a place of its own for; everything else is kept under "line".
-_LESSON_FIELDS = {"question", "answer", "paraphrases", "previous", "date"}
+_LESSON_FIELDS = {"question", "answer", "paraphrases", "previous", "date", "expires"}
 
 
 class UnknownResponse(LookupError):  # noqa: N818 - reads as what happened
@@ -105,12 +107,14 @@ def record_feedback(
     feedback_id: str | None = None,
     key: Key,
     source: str | None = None,
+    scope: str | None = None,
     session: str = "",
 ) -> Receipt:
     """Record feedback on an answer and the lesson event that it causes, in one transaction.
 
-    ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment. ``session``:
-    what a correction teaches is read in this session alone.
+    ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment.
+    ``scope``: for whom a correction counts; by default for the ``session`` where one is named, else as far as the
+    key reaches.
     Raises :class:`UnknownResponse`, or ``ValueError`` for a value that does not fit its kind.
     """
     checked = _checked_value(kind, value)
@@ -118,8 +122,8 @@ def record_feedback(
     if answered is None or answered.tenant != key.tenant:
         raise UnknownResponse(f"no answer with response_id {response_id!r} was given here")
     told = {name: answered.body.get(name) for name in ("model_version", "question", "answer", "lessons")}
-    scope: Scope | None = "session" if session else None
-    place = _place(key, source or key.name, feedback_id, response_id, scope, session)
+    asked = scope or ("session" if session else None)
+    place = _place(key, source or key.name, feedback_id, response_id, asked, session)
     if kind == "rating" and "choice" in answered.body:
         told["choice"] = answered.body["choice"]
     feedback = NewEvent(kind="feedback", body={"kind": kind, "value": checked, "tags": list(tags), **told}, **place)
@@ -137,9 +141,9 @@ def record_lesson(
     source: str | None = None,
     session: str = "",
 ) -> Receipt:
-    """Record a lesson that was taught directly. Raises :class:`NotAllowed` for a scope beyond the key's role.
+    """Record a lesson that was taught directly; a line of scope "session" needs the name of the ``session``.
 
-    ``session`` names the session of a lesson with scope ``session``.
+    Raises :class:`NotAllowed` for a scope beyond the key's role.
     """
     place = _place(key, source or key.name, feedback_id, None, line.scope, session)
     body = {
@@ -150,6 +154,7 @@ def record_lesson(
         "previous": line.previous,
         "paraphrases": list(line.paraphrases),
         "date": line.date,
+        "expires": line.expires,
         "line": line.model_dump(mode="json", exclude=_LESSON_FIELDS, exclude_defaults=True),
     }
     return _append(log, [NewEvent(kind="lesson", body=body, **place)])
@@ -163,12 +168,90 @@ def retract_lesson(
     feedback_id: str | None = None,
     source: str | None = None,
     session: str = "",
+    lesson: Lesson | None = None,
 ) -> Receipt:
-    """Take a lesson back. An asker may take back only a lesson of the asker's own scope."""
-    first, _, who = _history(log, lesson_id, key, source, session)
-    place = _place(key, who, feedback_id, None) | {"scope": first.scope, "scope_id": first.scope_id}
-    kept = {name: first.body.get(name) for name in ("question", "answer")}
-    return _append(log, [NewEvent(kind="lesson", body={"op": "retract", "lesson_id": lesson_id, **kept}, **place)])
+    """Take a lesson back. An asker may take back only a lesson in the asker's own scope.
+
+    ``lesson``: as the memory has it, for one that askers' evidence made and that no event of the log names.
+    Raises :class:`UnknownLesson` or :class:`NotAllowed`.
+    """
+    place = _place_of(log, lesson_id, key, source, lesson)
+    _check_owner(lesson_id, key, place, session)
+    body = {"op": "retract", "lesson_id": lesson_id}
+    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+
+
+def expire_lesson(
+    log: EventLog,
+    lesson_id: str,
+    expires: str | None = NOW,
+    *,
+    key: Key,
+    feedback_id: str | None = None,
+    source: str | None = None,
+    session: str = "",
+    lesson: Lesson | None = None,
+) -> Receipt:
+    """Give a lesson an end: a date, a time, "now"; ``None`` takes the end away. Who may retract it, may do this.
+
+    Raises ``ValueError`` for what is no time, and what :func:`retract_lesson` raises.
+    """
+    end = None if expires is None else moment(utc_now() if expires == NOW else expires)
+    place = _place_of(log, lesson_id, key, source, lesson)
+    _check_owner(lesson_id, key, place, session)
+    body = {"op": "expire", "lesson_id": lesson_id, "expires": end}
+    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+
+
+def rate_lesson(
+    log: EventLog,
+    lesson_id: str,
+    answer: str,
+    value: float,
+    *,
+    key: Key,
+    feedback_id: str | None = None,
+    source: str | None = None,
+    session: str = "",
+    lesson: Lesson | None = None,
+) -> Receipt:
+    """Evidence for (1) or against (-1) an ``answer`` of a lesson, from anybody who may read the lesson.
+
+    Raises ``ValueError`` for a value outside [-1, 1], and :class:`UnknownLesson`.
+    """
+    checked = _checked_value("rating", value)
+    place = _place_of(log, lesson_id, key, source, lesson)
+    if place["scope"] in NARROWER and not _own(place, session):
+        raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
+    body = {"op": "rate", "lesson_id": lesson_id, "answer": answer, "value": checked}
+    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+
+
+def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesson: Lesson | None) -> dict[str, Any]:
+    """The columns of an event about a lesson that is there: who speaks, and whose lesson it is."""
+    history = log.by_lesson(key.tenant, lesson_id)
+    known = lesson is not None and lesson.tenant == key.tenant
+    if not history and not known:
+        raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
+    owned = lesson if lesson is not None and known else history[0]
+    return {
+        "source": source or key.name,
+        "role": key.role,
+        "tenant": key.tenant,
+        "scope": owned.scope,
+        "scope_id": owned.scope_id,
+    }
+
+
+def _check_owner(lesson_id: str, key: Key, place: dict[str, Any], session: str) -> None:
+    if not key.may("teach") and not _own(place, session):
+        raise NotAllowed(
+            f"lesson {lesson_id!r} has scope {place['scope']!r}: changing it needs a key with role 'teach'"
+        )
+
+
+def _own(place: dict[str, Any], session: str) -> bool:
+    return Viewer(place["tenant"], place["source"], session).owns(place["scope"], place["scope_id"])
 
 
 def amend_lesson(
@@ -208,7 +291,7 @@ def _history(log: EventLog, lesson_id: str, key: Key, source: str | None, sessio
     own = {"user": who, "session": session}.get(first.scope, "")
     if not key.may("teach") and not (own and own == first.scope_id):
         raise NotAllowed(f"lesson {lesson_id!r} has scope {first.scope!r}: changing it needs a key with role 'teach'")
-    changing = [event for event in history if event.body["op"] != "rate"]
+    changing = [event for event in history if event.body["op"] in ("correct", "retract")]
     return first, changing[-1], who
 
 
@@ -235,7 +318,7 @@ def _place(
     """The columns that say who spoke, and for whom it counts."""
     scope = _scope(key, asked)
     if scope == "session" and not session:
-        raise ValueError("session: a lesson with scope 'session' needs the session's name")
+        raise ValueError("session = '': scope 'session' needs the name of the session")
     return {
         "source": source,
         "role": key.role,
@@ -248,7 +331,8 @@ def _place(
 
 
 def _scope(key: Key, asked: str | None) -> Scope:
-    allowed: tuple[Scope, ...] = ("global", "user", "session") if key.may("teach") else ("user", "session")
+    """The scope that was asked for, where the key reaches as far; by default as far as it reaches."""
+    allowed: tuple[Scope, ...] = ("global", "tenant", "user", "session") if key.may("teach") else ("user", "session")
     if asked is None:
         return allowed[0]
     if asked not in get_args(Scope):
@@ -285,6 +369,7 @@ def _lesson_body(
             "previous": answered.body["answer"],
             "paraphrases": [],
             "date": None,
+            "expires": None,
         }
     if kind == "rating" and (cited := _cited(answered, RATED_WEIGHT)) is not None:
         told = {name: answered.body[name] for name in ("question", "answer")}

@@ -14,7 +14,7 @@ Role = Literal["ask", "teach", "admin"]
 Scope = Literal["session", "user", "tenant", "global"]
 
 # What a lesson event does to the slot that it names.
-LessonOp = Literal["correct", "rate", "retract"]
+LessonOp = Literal["correct", "rate", "retract", "expire"]
 
 
 def new_id(prefix: str) -> str:
@@ -35,8 +35,8 @@ class NewEvent:
       milliseconds, choice (how the strategy was chosen, where there was a choice)
     - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons, choice
       (of the answer that is rated)
-    - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, value (for a rating),
-      line (the other fields of a taught lesson line)
+    - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, expires (a moment in UTC
+      from which on the lesson is not read, or None), value (for a rating), line (the other fields of a taught line)
     """
 
     kind: EventKind

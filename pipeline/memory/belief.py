@@ -1,85 +1,53 @@
-"""Equation 3 on the slots: b <- b + alpha * trust * (onehot(answer) - b), as a fold of ordered events.
+"""The fold of ordered events into slots: who may change what, and whose word counts how much.
 
-The fold is pure and touches no clock and no random number, so replaying the log gives the same bits.
+The arithmetic of a slot's beliefs (equation 3) stands in ``ledger.py``, that of a source's trust in ``trust.py``. The
+fold is pure and touches no clock and no random number, so replaying the log gives the same bits.
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.records import Event
-from pipeline.memory.types import Lesson, question_key
+from pipeline.memory.ledger import Ledger, Vote, born
+from pipeline.memory.trust import Sources
+from pipeline.memory.types import NARROWER, Evidence, Explanation, Lesson, moment, question_key
 
-# What a teacher's word counts against askers' later evidence: more than ten independent askers overturn it.
-TAUGHT_SUPPORT = 10.0
-# What the model's own answer counts where only askers have spoken: a third agreeing asker makes the lesson everybody's.
-PRIOR_SUPPORT = 2.0
-
-Beliefs = dict[str, float]
+SHARED = ("tenant", "global")
 
 
-@dataclass(frozen=True)
-class Vote:
-    """One source's standing statement about one slot: for (value 1) or against (value -1) an answer."""
-
-    source: str
-    answer: str
-    value: int
-    trust: float
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """The evidence behind one slot's beliefs: where it started, and one vote per source since."""
-
-    base: Beliefs = field(default_factory=dict)
-    base_support: float = PRIOR_SUPPORT
-    votes: tuple[Vote, ...] = ()
-    beliefs: Beliefs = field(default_factory=dict)
-
-    def add(self, vote: Vote, alpha_min: float) -> Ledger:
-        """Count a vote; a source that repeats itself adds nothing, one that changes its mind is counted anew."""
-        if vote in self.votes:
-            return self
-        kept = tuple(old for old in self.votes if old.source != vote.source)
-        if len(kept) < len(self.votes):
-            rewound = replace(self, votes=(), beliefs=dict(self.base))
-            for old in kept:
-                rewound = rewound._step(old, alpha_min)
-            return rewound._step(vote, alpha_min)
-        return self._step(vote, alpha_min)
-
-    def _step(self, vote: Vote, alpha_min: float) -> Ledger:
-        support = self.base_support + sum(old.trust for old in self.votes)
-        alpha = max(alpha_min, vote.trust / (support + vote.trust))
-        return replace(self, votes=(*self.votes, vote), beliefs=moved(self.beliefs, vote, alpha))
-
-
-def moved(beliefs: Beliefs, vote: Vote, alpha: float) -> Beliefs:
-    """The delta rule on one slot. A vote against an answer moves that answer's belief towards 0 and no other's."""
-    step = min(1.0, alpha * min(1.0, vote.trust))
-    if vote.value < 0:
-        return {answer: b - step * b if answer == vote.answer else b for answer, b in beliefs.items()}
-    answers = dict.fromkeys((*beliefs, vote.answer))
-    return {answer: (b := beliefs.get(answer, 0.0)) + step * ((answer == vote.answer) - b) for answer in answers}
-
-
-def born(answer: str) -> Ledger:
-    """A slot that is right at once: belief 1 in its answer."""
-    return Ledger(base={answer: 1.0}, base_support=TAUGHT_SUPPORT, beliefs={answer: 1.0})
-
-
-@dataclass(frozen=True)
 class Slot:
-    """A lesson with the evidence that its beliefs come from."""
+    """A lesson and the evidence that its beliefs come from.
 
-    lesson: Lesson
-    ledger: Ledger
+    ``ledger`` is ``None`` while nobody has voted since the slot was born: belief 1 in its answer, as nearly all are.
+    ``header`` is the lesson as of its last event, whose answer and beliefs may be older than the ledger's; ``lesson``
+    brings them up to date, so that a run of votes costs one count.
+    """
+
+    __slots__ = ("_stale", "header", "ledger")
+
+    def __init__(self, header: Lesson, ledger: Ledger | None = None) -> None:
+        self.header = header
+        self.ledger = ledger
+        self._stale = ledger is not None
+
+    @property
+    def lesson(self) -> Lesson:
+        if self._stale and self.ledger is not None:
+            best = self.ledger.best
+            answer = self.header.answer if best is None else best
+            self.header = replace(self.header, answer=answer, beliefs=self.ledger.beliefs)
+            self._stale = False
+        return self.header
+
+    def voted(self, ledger: Ledger, event: Event) -> Slot:
+        return Slot(replace(self.header, last_seq=event.seq, last_time=event.time), ledger)
 
 
 def slot_id(tenant: str, scope: str, scope_id: str, question: str) -> str:
@@ -98,6 +66,7 @@ def taught_event(line: LessonLine, seq: int) -> Event:
         "previous": line.previous,
         "paraphrases": [],
         "date": line.date,
+        "expires": line.expires,
     }
     return Event(kind="lesson", body=body, source="evaluate", role="teach", seq=seq)
 
@@ -108,34 +77,53 @@ class Fold:
     def __init__(self, settings: MemorySettings | None = None) -> None:
         self.settings = settings or MemorySettings()
         self.slots: dict[str, Slot] = {}
-        self._by_question: dict[tuple[str, str], str] = {}  # (tenant, question key) -> global slot
+        self.sources = Sources(self.settings.trust_prior)
+        # (tenant, question key) -> a slot for everybody whose id says another question, or was made elsewhere
+        self.aliases: dict[tuple[str, str], str] = {}
 
     def step(self, event: Event) -> set[str]:
         if event.kind != "lesson":
             return set()
-        operation = {"correct": self._correct, "rate": self._rate, "retract": self._retract}[event.body["op"]]
-        return operation(event)
+        operations = {
+            "correct": self._correct, "rate": self._rate, "retract": self._retract, "expire": self._expire,
+        }  # fmt: skip
+        return operations[event.body["op"]](event)
 
     def put(self, slot: Slot) -> str:
-        lesson = slot.lesson
+        """The slots stand in the order of their last change."""
+        lesson = slot.header
+        self.slots.pop(lesson.lesson_id, None)
         self.slots[lesson.lesson_id] = slot
-        if lesson.scope not in ("user", "session"):
-            self._by_question[lesson.tenant, question_key(lesson.question)] = lesson.lesson_id
+        if not lesson.private and lesson.lesson_id not in _shared_ids(lesson.tenant, lesson.question):
+            self.aliases[lesson.tenant, question_key(lesson.question)] = lesson.lesson_id
         return lesson.lesson_id
 
     def drop(self, lesson_id: str) -> str:
-        lesson = self.slots.pop(lesson_id).lesson
+        lesson = self.slots.pop(lesson_id).header
         key = (lesson.tenant, question_key(lesson.question))
-        if self._by_question.get(key) == lesson_id:
-            del self._by_question[key]
+        if self.aliases.get(key) == lesson_id:
+            del self.aliases[key]
         return lesson_id
+
+    def explain(self, lesson_id: str) -> Explanation | None:
+        """Every step of a slot's beliefs that counts, in order."""
+        slot = self.slots.get(lesson_id)
+        if slot is None:
+            return None
+        lesson, ledger = slot.lesson, self._ledger(slot)
+        birth = [Evidence(lesson.born_seq, lesson.source, *_only(ledger.base), 1.0, 1.0, ledger.base)]
+        votes = [
+            Evidence(s.vote.seq, s.vote.source, s.vote.answer, s.vote.value, s.vote.trust, s.alpha, s.beliefs)
+            for s in ledger.steps()
+        ]
+        return Explanation(lesson, (*(birth if ledger.base else []), *votes))
 
     def _named(self, event: Event) -> Slot | None:
         """The slot that the event names, where the event's tenant owns it and its source may touch it."""
         slot = self.slots.get(event.body["lesson_id"])
-        if slot is None or slot.lesson.tenant != event.tenant:
+        if slot is None or slot.header.tenant != event.tenant:
             return None
-        private_of_another = _private(slot.lesson) and event.role == "ask" and not _owns(event, slot.lesson)
+        private_of_another = slot.header.private and event.role == "ask" and not _owns(event, slot.header)
         return None if private_of_another else slot
 
     def _correct(self, event: Event) -> set[str]:
@@ -144,83 +132,136 @@ class Fold:
             return set()  # another tenant's or another user's slot
         if event.role != "ask":
             return self._supersede(event, named)
-        if named is not None and _private(named.lesson):
-            return self._supersede(event, named) | self._evidence(event, None)
+        if named is not None and named.header.private:
+            narrower = NARROWER.get(event.scope, 0) > NARROWER[named.header.scope]
+            own = self._own_lesson(event, named) if narrower else self._supersede(event, named)
+            return own | self._evidence(event, None)
         return self._own_lesson(event, named) | self._evidence(event, named)
 
     def _supersede(self, event: Event, named: Slot | None) -> set[str]:
         """alpha * trust = 1: the slot is born again with belief 1 in the new answer."""
         if named is not None:
-            return {self.put(Slot(_changed(named.lesson, event), born(event.body["answer"])))}
-        fresh = _new_lesson(event, event.body["lesson_id"], event.scope, event.scope_id)
+            self._settle(named, event)
+            return {self.put(Slot(_changed(named.lesson, event, self._trust(event))))}
+        fresh = _new_lesson(event, event.body["lesson_id"], event.scope, event.scope_id, self._trust(event))
         changed = set()
-        twin = None if _private(fresh) else self._global_twin(event)
-        if twin is not None:  # the same question known under another id, from askers' evidence say
-            changed.add(self.drop(twin.lesson.lesson_id))
-        return changed | {self.put(Slot(fresh, born(fresh.answer)))}
+        twin = None if fresh.private else self._shared_twin(event)
+        if twin is not None:  # the same question known under another id: from askers' evidence, or in another scope
+            self._settle(twin, event)
+            changed.add(self.drop(twin.header.lesson_id))
+        return changed | {self.put(Slot(fresh))}
+
+    def _settle(self, slot: Slot, event: Event) -> None:
+        """A teacher's word judges the votes that stood before it."""
+        if slot.ledger is not None and not slot.header.private:
+            answer = slot.ledger.candidate(event.body["answer"]) or event.body["answer"]
+            self.sources.judge(event.tenant, slot.ledger.votes.values(), answer, event.source)
 
     def _own_lesson(self, event: Event, corrected: Slot | None) -> set[str]:
         """An asker's correction is right at once in the asker's own scope."""
-        scope = event.scope if event.scope in ("user", "session") else "user"
-        owner = event.scope_id or event.source
+        scope = event.scope if event.scope in NARROWER else "user"
+        owner, trust = event.scope_id or event.source, self._trust(event)
         if corrected is None:
-            lesson = _new_lesson(event, event.body["lesson_id"], scope, owner)
+            lesson = _new_lesson(event, event.body["lesson_id"], scope, owner, trust)
         else:
             old = corrected.lesson
             own_id = slot_id(event.tenant, scope, owner, old.question)
-            lesson = replace(_changed(old, event), lesson_id=own_id, scope=scope, scope_id=owner, first_seq=event.seq)
-        return {self.put(Slot(lesson, born(lesson.answer)))}
+            changed = _changed(old, event, trust)
+            lesson = replace(
+                changed, lesson_id=own_id, scope=scope, scope_id=owner, first_seq=event.seq, first_time=event.time
+            )
+        return {self.put(Slot(lesson))}
 
     def _evidence(self, event: Event, corrected: Slot | None) -> set[str]:
-        """An asker's correction is evidence for the global slot of the same question."""
-        slot = corrected or self._global_twin(event)
-        if slot is None:
-            own_id = slot_id(event.tenant, "global", "", event.body["question"])
-            slot = Slot(_new_lesson(event, own_id, "global", ""), Ledger())
-        return {self._vote(slot, event, Vote(event.source, event.body["answer"], 1, self._trust(event)))}
+        """An asker's correction is evidence for everybody's slot of the same question.
+
+        Evidence after a lesson has expired is about another time: it starts a slot of its own.
+        """
+        slot = corrected or self._shared_twin(event)
+        if slot is None or slot.header.expired(event.time):
+            lesson_id = slot_id(event.tenant, "global", "", event.body["question"])
+            fresh = _new_lesson(event, lesson_id, "global", "", self._trust(event))
+            if slot is not None:
+                old = slot.header
+                fresh = replace(fresh, lesson_id=old.lesson_id, scope=old.scope, question=old.question)
+            slot = Slot(replace(fresh, beliefs={}), Ledger(alpha_min=self.settings.alpha_min))
+        return self._vote(slot, event, event.body["answer"], 1.0)
 
     def _rate(self, event: Event) -> set[str]:
         """A rating in [-1, 1] moves the belief in the answer that it rates, where that answer is a candidate."""
-        slot = self._named(event)
-        value, answer = float(event.body.get("value") or 0), event.body.get("answer", "")
-        if slot is None or not value or answer not in slot.lesson.beliefs:
+        slot, value = self._named(event), float(event.body.get("value") or 0)
+        if slot is None or not value:
             return set()
-        if _private(slot.lesson) and _owns(event, slot.lesson):
-            ledger = born(answer) if value > 0 else Ledger()
-            return {self.put(Slot(replace(slot.lesson, beliefs=ledger.beliefs, last_seq=event.seq), ledger))}
-        vote = Vote(event.source, answer, 1 if value > 0 else -1, self._trust(event) * abs(value))
-        return {self._vote(slot, event, vote)}
+        answer = self._ledger(slot).candidate(event.body.get("answer", ""))
+        if answer is None:
+            return set()
+        if slot.header.private and _owns(event, slot.header):
+            beliefs = {answer: 1.0} if value > 0 else {}
+            rated = replace(slot.lesson, answer=answer, beliefs=beliefs, last_seq=event.seq, last_time=event.time)
+            return {self.put(Slot(rated, None if beliefs else Ledger(alpha_min=self.settings.alpha_min)))}
+        return self._vote(slot, event, answer, value)
 
     def _retract(self, event: Event) -> set[str]:
-        slot = self._named(event)
-        if slot is None or (event.role == "ask" and not _private(slot.lesson)):
+        slot = self._governed(event)
+        return set() if slot is None else {self.drop(slot.header.lesson_id)}
+
+    def _expire(self, event: Event) -> set[str]:
+        """Give a lesson an end, or none (``expires: null``). Whether that is past is for the reader to say."""
+        slot = self._governed(event)
+        if slot is None:
             return set()
-        return {self.drop(slot.lesson.lesson_id)}
+        changed = replace(slot.header, expires=_expiry(event), last_seq=event.seq, last_time=event.time)
+        return {self.put(Slot(changed, slot.ledger))}
 
-    def _vote(self, slot: Slot, event: Event, vote: Vote) -> str:
-        ledger = slot.ledger.add(vote, self.settings.alpha_min)
-        held = slot.lesson.answer  # the incumbent keeps a tie
-        best = max(ledger.beliefs, key=lambda answer: (ledger.beliefs[answer], answer == held), default=held)
-        lesson = replace(slot.lesson, answer=best, beliefs=ledger.beliefs, last_seq=event.seq)
-        return self.put(Slot(lesson, ledger))
+    def _governed(self, event: Event) -> Slot | None:
+        """The slot that the event names, where its source may take it away: a teacher any, an asker the own ones."""
+        slot = self._named(event)
+        return None if slot is None or (event.role == "ask" and not slot.header.private) else slot
 
-    def _global_twin(self, event: Event) -> Slot | None:
-        found = self._by_question.get((event.tenant, question_key(event.body["question"])))
-        return self.slots[found] if found else None
+    def _vote(self, slot: Slot, event: Event, answer: str, value: float) -> set[str]:
+        ledger = self._ledger(slot)
+        vote = Vote(event.source, ledger.candidate(answer) or answer, value, self._trust(event), event.seq)
+        if not ledger.add(vote):
+            return set()
+        settled = ledger.newly_settled()
+        if settled is not None:
+            self.sources.judge(event.tenant, ledger.votes.values(), settled, event.source)
+        return {self.put(slot.voted(ledger, event))}
+
+    def _ledger(self, slot: Slot) -> Ledger:
+        return born(slot.lesson.answer, self.settings.alpha_min) if slot.ledger is None else slot.ledger
+
+    def _shared_twin(self, event: Event) -> Slot | None:
+        """The slot that everybody in the tenant reads for this question."""
+        question = event.body["question"]
+        ids = (*_shared_ids(event.tenant, question), self.aliases.get((event.tenant, question_key(question))))
+        found = (self.slots.get(lesson_id) for lesson_id in ids if lesson_id)
+        return next((slot for slot in found if slot is not None and not slot.header.private), None)
 
     def _trust(self, event: Event) -> float:
-        return self.settings.trust.get(event.role, 1.0)
-
-
-def _private(lesson: Lesson) -> bool:
-    return lesson.scope in ("user", "session")
+        """The role's trust; an asker's is scaled by what became of the asker's earlier votes."""
+        trust = self.settings.trust.get(event.role, 1.0)
+        return trust * self.sources.multiplier(event.tenant, event.source) if event.role == "ask" else trust
 
 
 def _owns(event: Event, lesson: Lesson) -> bool:
     return lesson.scope_id in (event.scope_id, event.source)
 
 
-def _new_lesson(event: Event, lesson_id: str, scope: str, scope_id: str) -> Lesson:
+def _only(base: dict[str, float]) -> tuple[str, float]:
+    return next(iter(base.items()), ("", 0.0))
+
+
+def _shared_ids(tenant: str, question: str) -> tuple[str, ...]:
+    return tuple(slot_id(tenant, scope, "", question) for scope in SHARED)
+
+
+def _expiry(event: Event) -> str | None:
+    expires = event.body.get("expires")
+    return None if expires is None else moment(expires)
+
+
+def _new_lesson(event: Event, lesson_id: str, scope: str, scope_id: str, trust: float) -> Lesson:
     body = event.body
     return Lesson(
         lesson_id=lesson_id,
@@ -229,20 +270,28 @@ def _new_lesson(event: Event, lesson_id: str, scope: str, scope_id: str) -> Less
         beliefs={body["answer"]: 1.0},
         previous=body.get("previous"),
         paraphrases=tuple(body.get("paraphrases") or ()),
-        tenant=event.tenant,
-        scope=scope,
-        scope_id=scope_id,
-        source=event.source,
-        role=event.role,
+        tenant=sys.intern(event.tenant),  # names that a million lessons share are one object each
+        scope=sys.intern(scope),
+        scope_id=sys.intern(scope_id),
+        source=sys.intern(event.source),
+        role=sys.intern(event.role),
+        trust=trust,
         first_seq=event.seq,
+        born_seq=event.seq,
         last_seq=event.seq,
+        first_time=event.time,
+        last_time=event.time,
         date=body.get("date"),
+        expires=_expiry(event),
     )
 
 
-def _changed(lesson: Lesson, event: Event) -> Lesson:
-    """The lesson with a new answer; the wording that was corrected becomes one of its phrasings."""
-    fresh = _new_lesson(event, lesson.lesson_id, lesson.scope, lesson.scope_id)
+def _changed(lesson: Lesson, event: Event, trust: float) -> Lesson:
+    """The lesson with a new answer; the wording that was corrected becomes one of its phrasings.
+
+    An answer that was to expire takes its expiry with it.
+    """
+    fresh = _new_lesson(event, lesson.lesson_id, lesson.scope, lesson.scope_id, trust)
     phrasings = dict.fromkeys((*lesson.phrasings, fresh.question, *fresh.paraphrases))
     del phrasings[lesson.question]
     previous = fresh.previous or (lesson.answer if lesson.answer != fresh.answer else lesson.previous)
@@ -252,6 +301,7 @@ def _changed(lesson: Lesson, event: Event) -> Lesson:
         paraphrases=tuple(phrasings),
         previous=previous,
         first_seq=lesson.first_seq,
+        first_time=lesson.first_time,
         date=fresh.date or lesson.date,
     )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,14 @@ from numpy.typing import NDArray
 
 from pipeline.config import MemorySettings
 from pipeline.feedback.records import Event
-from pipeline.memory.belief import Fold, Ledger, Slot, Vote
+from pipeline.memory import snapshot
+from pipeline.memory.belief import Fold, Slot
 from pipeline.memory.features import Pair
-from pipeline.memory.index import ExactIndex, Rows, Vectors
+from pipeline.memory.index import Audience, Found, PartitionedIndex, Vectors
 from pipeline.memory.router import Router, weights_with_null
-from pipeline.memory.types import Lesson, Reading, SlotWeight, Viewer, question_key
+from pipeline.memory.snapshot import Key, audience
+from pipeline.memory.types import NARROWER, Explanation, Lesson, Reading, SlotWeight, Viewer, moment, question_key
 from pipeline.model.encoder import Encoder
-
-SNAPSHOT_SCHEMA = 1
-NARROWER = {"session": 2, "user": 1}  # a narrower scope beats a wider one for the viewer who sees both
-EVERYBODY = 0
-
-
-class SnapshotError(ValueError):
-    """A snapshot does not fit this memory; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,12 @@ class LessonMemory:
         self.settings = settings or MemorySettings()
         self.applied_seq = 0
         self._fold = Fold(self.settings)
-        self._index = ExactIndex(encoder.dimension)
-        self._rows: dict[str, dict[str, int]] = {}  # lesson -> phrasing -> row
-        self._phrasings: dict[int, tuple[str, str]] = {}  # row -> (lesson, phrasing)
-        self._numbers: dict[str, int] = {}  # tenants and owners to the numbers in the index's labels
+        self._index = PartitionedIndex(encoder.dimension)
+        self._keys: list[Key | None] = []  # by row of the index; None: free
+        self._free: list[int] = []
+        self._rows: dict[str, tuple[int, ...]] = {}  # by lesson
+        self._readers: dict[Audience, Audience] = {}  # one object per audience
+        self._latest: tuple[int, list[Slot]] = (-1, [])  # applied_seq, and the slots then, last changed first
         self._lock = threading.RLock()
         self._writing = threading.Lock()
 
@@ -68,99 +65,157 @@ class LessonMemory:
                 for event in fresh:
                     changed |= dict.fromkeys(sorted(self._fold.step(event)))
                     self.applied_seq = event.seq
-                for lesson_id in changed:
-                    self._reindex(lesson_id, vectors)
+                self._reindex(changed, vectors)
             return self.applied_seq
 
     def _unknown(self, event: Event) -> list[str]:
-        """The wordings in the event that its lesson has no key for yet: encoded before the readers are held up."""
+        """The wordings that the event may need keys for: encoded before the readers are held up."""
         if event.kind != "lesson" or event.body["op"] != "correct":
             return []
-        known = self._rows.get(event.body["lesson_id"], {})
-        return [text for text in (event.body["question"], *(event.body.get("paraphrases") or ())) if text not in known]
+        told = [event.body["question"], *(event.body.get("paraphrases") or ())]
+        known = self._known(event.body["lesson_id"])
+        if event.role == "ask":  # the lesson is copied into the asker's scope
+            return [*told, *known]
+        return [text for text in told if text not in known]
 
-    def _reindex(self, lesson_id: str, vectors: dict[str, Vectors]) -> None:
-        slot = self._fold.slots.get(lesson_id)
-        wanted = dict.fromkeys(slot.lesson.phrasings if slot else ())
-        rows = self._rows.setdefault(lesson_id, {})
-        gone = [text for text in rows if text not in wanted]
-        self._index.remove(np.array([self._forget(rows.pop(text)) for text in gone], dtype=np.int64))
-        new = [text for text in wanted if text not in rows]
-        if slot and new:
-            keys = np.stack([self._vector(text, vectors) for text in new])
-            added = self._index.add(keys, np.array([self._label(slot.lesson)] * len(new), dtype=np.int64))
-            self._remember(lesson_id, new, added)
-        if not slot:
-            del self._rows[lesson_id]
+    def _known(self, lesson_id: str) -> dict[str, int]:
+        """The phrasings that have a key, with its row."""
+        return {self._key(row).text: row for row in self._rows.get(lesson_id, ())}
+
+    def _key(self, row: int) -> Key:
+        key = self._keys[row]
+        assert key is not None, f"row {row} of the index is free"
+        return key
+
+    def _reindex(self, changed: Iterable[str], vectors: dict[str, Vectors]) -> None:
+        """Keys for the phrasings that the changed lessons have now; the audiences are written one after the other."""
+        gone: dict[Audience, list[int]] = defaultdict(list)
+        new: dict[Audience, dict[int, str]] = defaultdict(dict)
+        for lesson_id in changed:
+            slot, known = self._fold.slots.get(lesson_id), self._known(lesson_id)
+            lesson = slot.lesson if slot else None
+            wanted = dict.fromkeys(lesson.phrasings if lesson else ())
+            for text, row in known.items():
+                if text not in wanted:
+                    gone[self._key(row).audience].append(row)
+            if lesson is None:
+                self._rows.pop(lesson_id, None)
+                continue
+            seen_by = self._one(audience(lesson))
+            for text in wanted:
+                if text not in known:
+                    known[text] = self._take_row(Key(lesson.lesson_id, text, seen_by))
+                    new[seen_by][known[text]] = text
+            self._rows[lesson_id] = tuple(known[text] for text in wanted)
+        for readers, rows in gone.items():
+            self._index.remove(readers, np.array(rows, dtype=np.int64))
+            self._release(rows)
+        for readers, texts in new.items():
+            keys = np.stack([self._vector(text, vectors) for text in texts.values()])
+            self._index.add(readers, np.array(list(texts), dtype=np.int64), keys)
 
     def _vector(self, text: str, vectors: dict[str, Vectors]) -> Vectors:
-        """A phrasing's key: just encoded, or, for a lesson copied into a user's scope, encoded now."""
+        """A phrasing's key: just encoded, or, where the fold kept a wording that no event of this batch names, now."""
         vector: Vectors = vectors[text] if text in vectors else self.encoder.encode([text])[0]
         return vector
 
-    def _remember(self, lesson_id: str, texts: list[str], rows: Rows) -> None:
-        for text, row in zip(texts, rows.tolist(), strict=True):
-            self._rows[lesson_id][text] = row
-            self._phrasings[row] = (lesson_id, text)
+    def _one(self, seen_by: Audience) -> Audience:
+        return self._readers.setdefault(seen_by, seen_by)
 
-    def _forget(self, row: int) -> int:
-        del self._phrasings[row]
+    def _take_row(self, key: Key) -> int:
+        if not self._free:
+            self._keys.append(key)
+            return len(self._keys) - 1
+        row = self._free.pop()
+        self._keys[row] = key
         return row
 
-    def _label(self, lesson: Lesson) -> tuple[int, int]:
-        tenant = self._numbers.setdefault(f"tenant:{lesson.tenant}", len(self._numbers) + 1)
-        if lesson.scope not in NARROWER:
-            return tenant, EVERYBODY
-        owner = f"{lesson.scope}:{lesson.scope_id}"
-        return tenant, self._numbers.setdefault(owner, len(self._numbers) + 1)
+    def _release(self, rows: list[int]) -> None:
+        for row in rows:
+            self._keys[row] = None
+        self._free.extend(rows)
 
     # reading
 
-    def read(self, questions: Sequence[str], viewers: Sequence[Viewer]) -> list[Reading]:
-        """One reading per question: softmax over the viewer's lessons and the null slot."""
+    def read(self, questions: Sequence[str], viewers: Sequence[Viewer], now: datetime | None = None) -> list[Reading]:
+        """One reading per question: softmax over the viewer's lessons and the null slot.
+
+        Lessons that have expired at ``now`` (default: this moment) are not read.
+        """
         if len(questions) != len(viewers):
             raise ValueError(f"{len(questions)} questions but {len(viewers)} viewers: pass one viewer per question")
-        if not self._phrasings or not questions:
+        if not self._rows or not questions:
             return [Reading() for _ in questions]
-        vectors = self.encoder.encode(questions)
+        vectors, time = self.encoder.encode(questions), moment(now or datetime.now(UTC))
         with self._lock:
-            found = [self._candidates(vector, viewer) for vector, viewer in zip(vectors, viewers, strict=True)]
+            found = self._nearest(vectors, viewers, time)
         asked = enumerate(zip(questions, found, strict=True))
         pairs = [pair for asking, (question, near) in asked for pair in _pairs(asking, question, near)]
         log_odds = self.router.score(pairs) if pairs else np.zeros(0)
         ends = np.cumsum([len(near) for near in found])[:-1]
         return [_reading(near, part) for near, part in zip(found, np.split(log_odds, ends), strict=True)]
 
-    def _candidates(self, vector: Vectors, viewer: Viewer) -> list[Candidate]:
-        """The nearest phrasings of believed lessons, nearest first."""
-        tenant = self._numbers.get(f"tenant:{viewer.tenant}", -2)
-        owners = [EVERYBODY]
-        for scope, owner in (("user", viewer.user), ("session", viewer.session)):
-            if owner and f"{scope}:{owner}" in self._numbers:
-                owners.append(self._numbers[f"{scope}:{owner}"])
-        rows, cosines = self._index.search(vector, tenant, tuple(owners), self.settings.candidates)
+    def _nearest(self, vectors: Vectors, viewers: Sequence[Viewer], now: str) -> list[list[Candidate]]:
+        """For each viewer the nearest phrasings of lessons that may be read, nearest first."""
+        asking: dict[Audience, list[int]] = defaultdict(list)  # one search per audience, for everybody in it
+        for number, viewer in enumerate(viewers):
+            for readers in _audiences(viewer):
+                asking[readers].append(number)
+        found: list[list[Candidate]] = [[] for _ in viewers]
+        for readers, numbers in asking.items():
+            for number, near in zip(numbers, self._among(readers, vectors[numbers], now), strict=True):
+                found[number] += near
+        return [_without_overruled(_nearest_first(near)[: self.settings.candidates]) for near in found]
+
+    def _among(self, readers: Audience, queries: Vectors, now: str) -> list[list[Candidate]]:
+        """The nearest readable phrasings: where lessons that may not be read stand in the way, it looks further."""
+        wanted, count = self.settings.candidates, self.settings.candidates
+        near: list[list[Candidate]] = [[] for _ in queries]
+        rest = list(range(len(queries)))
+        while rest:
+            for number, hits in zip(rest, self._index.search(readers, queries[rest], count), strict=True):
+                near[number] = self._readable(hits, now)
+                if len(near[number]) >= wanted or len(hits[0]) < count:
+                    rest = [other for other in rest if other != number]
+            count *= 4
+        return near
+
+    def _readable(self, hits: Found, now: str) -> list[Candidate]:
         found = []
-        for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True):
-            lesson_id, phrasing = self._phrasings[row]
-            lesson = self._fold.slots[lesson_id].lesson
-            if lesson.believed:
-                found.append(Candidate(lesson, phrasing, cosine))
-        return _without_overruled(found)
+        for row, cosine in zip(hits[0].tolist(), hits[1].tolist(), strict=True):
+            key = self._key(row)
+            lesson = self._fold.slots[key.lesson_id].lesson
+            if lesson.believed and not lesson.expired(now):
+                found.append(Candidate(lesson, key.text, cosine))
+        return found
 
     # listing
 
     def lessons(self, viewer: Viewer, search: str = "", offset: int = 0, limit: int = 50) -> list[Lesson]:
-        """The viewer's lessons, latest first, whose question, answer or phrasing contains ``search``."""
+        """The viewer's lessons, last changed first, whose question, answer or phrasing contains ``search``."""
         wanted = search.casefold()
+        hits = (
+            slot.lesson
+            for slot in self._by_change()
+            if slot.header.visible_to(viewer) and (not wanted or wanted in _text(slot.lesson))
+        )
+        return list(islice(hits, offset, offset + limit))
+
+    def _by_change(self) -> list[Slot]:
         with self._lock:
-            visible = [slot.lesson for slot in self._fold.slots.values() if slot.lesson.visible_to(viewer)]
-        hits = [lesson for lesson in visible if wanted in "\n".join((*lesson.phrasings, lesson.answer)).casefold()]
-        hits.sort(key=lambda lesson: (-lesson.last_seq, lesson.lesson_id))
-        return hits[offset : offset + limit]
+            if self._latest[0] != self.applied_seq:
+                self._latest = self.applied_seq, list(reversed(self._fold.slots.values()))
+            return self._latest[1]
 
     def get(self, lesson_id: str) -> Lesson | None:
-        slot = self._fold.slots.get(lesson_id)
-        return slot.lesson if slot else None
+        with self._lock:
+            slot = self._fold.slots.get(lesson_id)
+            return slot.lesson if slot else None
+
+    def explain(self, lesson_id: str) -> Explanation | None:
+        """Why the slot believes what it believes: the evidence that counts, in order."""
+        with self._lock:
+            return self._fold.explain(lesson_id)
 
     def __len__(self) -> int:
         return len(self._fold.slots)
@@ -168,47 +223,43 @@ class LessonMemory:
     # snapshots: a cache of the log, keyed by seq
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._lock:
-            state = {
-                "schema": SNAPSHOT_SCHEMA,
-                "encoder": self.encoder.name,
-                "applied_seq": self.applied_seq,
-                "numbers": self._numbers,
-                "phrasings": {row: list(name) for row, name in self._phrasings.items()},
-                "slots": [asdict(slot) for slot in self._fold.slots.values()],
-            }
-            used = self._index.used
-            np.save(folder / "keys.npy", self._index.vectors[:used])
-            np.save(folder / "labels.npy", self._index.labels[:used])
-            (folder / "memory.json").write_text(json.dumps(state), encoding="utf-8")
+        """The whole memory; readers are not held up, writers wait."""
+        with self._writing:
+            self._index.wait()
+            state = snapshot.State(self.encoder.name, self.applied_seq, self._fold, self._keys, self._free)
+            snapshot.save(folder, state, self._index)
 
     @classmethod
     def load(
         cls, folder: Path, encoder: Encoder, router: Router, settings: MemorySettings | None = None
     ) -> LessonMemory:
-        """The memory as it was saved; ``apply`` continues after its ``applied_seq``."""
-        state = json.loads((folder / "memory.json").read_text(encoding="utf-8"))
-        if state["schema"] != SNAPSHOT_SCHEMA or state["encoder"] != encoder.name:
-            raise SnapshotError(
-                f"{folder}: snapshot of schema {state['schema']} with encoder {state['encoder']!r}, this memory has "
-                f"schema {SNAPSHOT_SCHEMA} with {encoder.name!r}: delete the snapshot and replay the event log"
-            )
+        """The memory as it was saved; ``apply`` continues after its ``applied_seq``, to the same bits.
+
+        Raises :class:`~pipeline.memory.snapshot.SnapshotError` where the snapshot does not fit.
+        """
         memory = cls(encoder, router, settings)
-        memory.applied_seq, memory._numbers = state["applied_seq"], state["numbers"]
-        memory._index.restore(np.load(folder / "keys.npy"), np.load(folder / "labels.npy"))
-        for slot in state["slots"]:
-            memory._fold.put(_slot(slot))
-        memory._phrasings = {int(row): (lesson_id, text) for row, (lesson_id, text) in state["phrasings"].items()}
-        for row, (lesson_id, text) in memory._phrasings.items():
-            memory._rows.setdefault(lesson_id, {})[text] = row
+        state = snapshot.load(folder, encoder.name, memory.settings, memory._index)
+        memory.applied_seq, memory._fold = state.applied_seq, state.fold
+        memory._keys, memory._free = state.keys, state.free
+        rows: dict[str, list[int]] = defaultdict(list)
+        for row, key in enumerate(state.keys):
+            if key is not None:
+                rows[key.lesson_id].append(row)
+        memory._rows = {lesson_id: tuple(held) for lesson_id, held in rows.items()}
         return memory
 
 
-def _slot(saved: dict[str, dict]) -> Slot:
-    lesson, ledger = saved["lesson"], saved["ledger"]
-    votes = tuple(Vote(**vote) for vote in ledger["votes"])
-    return Slot(Lesson(**{**lesson, "paraphrases": tuple(lesson["paraphrases"])}), Ledger(**{**ledger, "votes": votes}))
+def _audiences(viewer: Viewer) -> list[Audience]:
+    own = (("user", viewer.user), ("session", viewer.session))
+    return [(viewer.tenant, "", ""), *((viewer.tenant, scope, name) for scope, name in own if name)]
+
+
+def _text(lesson: Lesson) -> str:
+    return "\n".join((*lesson.phrasings, lesson.answer)).casefold()
+
+
+def _nearest_first(near: list[Candidate]) -> list[Candidate]:
+    return sorted(near, key=lambda candidate: (-candidate.cosine, candidate.lesson.lesson_id, candidate.phrasing))
 
 
 def _without_overruled(found: list[Candidate]) -> list[Candidate]:

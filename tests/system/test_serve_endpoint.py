@@ -164,6 +164,29 @@ def test_lessons_are_taught_found_and_taken_back(place: Place) -> None:
     assert client.ask("Name of our plant?").lessons == []
 
 
+def test_a_lesson_is_explained_reinforced_and_ends(place: Place) -> None:
+    client, asker = place.client(), place.client("asker")
+    question = "What is the name of the night train?"
+    lesson_id = client.teach(LessonLine(question=question, answer="Comet"))["lesson_id"]
+    asker.reinforce(lesson_id, user="carl")
+    told = asker.explain(lesson_id)
+    assert [(step["source"], step["answer"], step["alpha"]) for step in told["evidence"]] == [
+        ("ada", "Comet", 1.0), ("carl", "Comet", 1 / 11),
+    ]  # fmt: skip
+    assert told["beliefs"] == told["evidence"][-1]["beliefs"] == {"Comet": 1.0}
+    with pytest.raises(ClientError, match="role 'teach'"):
+        asker.expire(lesson_id)
+    client.expire(lesson_id, "2100-01-01")
+    assert client.ask(question).text == "Comet"
+    client.expire(lesson_id)
+    assert client.ask(question).lessons == []
+    client.expire(lesson_id, None)
+    assert client.ask(question).text == "Comet"
+    with pytest.raises(ClientError) as error:
+        place.client("stranger").explain(lesson_id)
+    assert error.value.status == 404
+
+
 @pytest.mark.parametrize(
     ("who", "method", "path", "body", "status", "says"),
     [

@@ -72,6 +72,12 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(home_root: Path, capsys: py
     assert len(err.splitlines()) == 1
 
 
+def test_a_lesson_has_to_be_named(home_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "lessons", "explain")
+    assert code == 2
+    assert "which lesson? 'agm lessons list'" in err
+
+
 def test_a_wrong_recipe_is_told_before_anything_starts(
     home_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
