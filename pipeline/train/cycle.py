@@ -75,14 +75,15 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
         raise CycleError(f"{home.root} has no champion yet: start with 'agm serve' or 'agm demo'")
     before = Bundle.load(champion.folder)
     tell("reading the feedback", 1, 0)
-    folder, manifest = _open_cycle(home, EventLog(engine), before, recipe.train.seed)
+    log = EventLog(engine)
+    folder, manifest = _open_cycle(home, log, before, recipe.train.seed)
     if not manifest.lessons:
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
-    lessons = cycle_lessons(home.feedback_table, manifest)
+    lessons = cycle_lessons(home.feedback_table, log, manifest)
     trained = train_on(home, recipe, champion, manifest, lessons, tell)
     tell("comparing challenger and champion", 1, 0)
-    exam = _examination(home, recipe, manifest, lessons)
+    exam = _examination(home, log, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
     found = evidence(*outcomes)
     verdict = decide(found, recipe.gate)
@@ -102,7 +103,7 @@ def _open_cycle(home: Home, log: EventLog, champion: Bundle, seed: int) -> tuple
     Sealer(log, home.feedback_table).drain()
     number = len(folders) + 1
     manifest = build_manifest(
-        home.feedback_table, cycle=number, from_seq=champion.trained_through_seq, to_seq=log.head(), seed=seed
+        home.feedback_table, log, cycle=number, from_seq=champion.trained_through_seq, to_seq=log.head(), seed=seed
     )
     folder = home.cycles / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,8 +142,10 @@ def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]
     return TrainingSet(tuple(items), tuple(line.question for line in replay))
 
 
-def _examination(home: Home, recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]) -> Examination:
-    history = fold(read_events(home.feedback_table, 0, manifest.from_seq, version=manifest.table_version))
+def _examination(
+    home: Home, log: EventLog, recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]
+) -> Examination:
+    history = fold(read_events(home.feedback_table, log, 0, manifest.from_seq, version=manifest.table_version))
     held = [x for x in history.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
     earlier = sample(held, EARLIER_LESSONS, manifest.seed)
     probes = examination(
