@@ -94,9 +94,7 @@ def main() -> None:
     }
     save(asked.out, {"writers": asked.writers, "seconds": asked.seconds, "median": medians, "runs": measured})
     for name, run in medians.items():
-        print(
-            f"{name:22s} {run['events_per_s']:8.0f} events/s   p50 {run['p50_ms']:6.1f} ms   p99 {run['p99_ms']:6.1f} ms"
-        )
+        print(f"{name:22s} {run['events_per_s']:7.0f} events/s, p50 {run['p50_ms']:.1f} ms, p99 {run['p99_ms']:.1f} ms")
 
 
 if __name__ == "__main__":
