@@ -11,6 +11,7 @@ from pipeline.evaluate.protocol import prompt_messages
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import KeyRing
+from pipeline.feedback.privacy import Redactor
 from pipeline.home import Home
 from pipeline.memory.router import load_router
 from pipeline.memory.store import LessonMemory
@@ -47,7 +48,10 @@ class Service:
     def open(cls, home: Home, recipe: Recipe, *, nodes: int = 1) -> Service:
         """Blocking: loads the champion and an empty memory. :meth:`start` fills the memory and begins to follow."""
         database = open_database(home.events_url, nodes=nodes)
-        log, meters = EventLog(database), Meters()
+        log, meters = (
+            EventLog(database, redactor=Redactor(recipe.feedback.redact, recipe.feedback.redact_names)),
+            Meters(),
+        )
         loader = ChampionLoader(home, database)
         served = loader.first()
         memory = LessonMemory(load_encoder(recipe.model.encoder), served.router or load_router(), recipe.memory)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 SCHEMA_VERSION = 1
 
-EventKind = Literal["answer", "feedback", "lesson"]
+EventKind = Literal["answer", "feedback", "lesson", "review", "erasure"]
 Role = Literal["ask", "teach", "admin"]
 Scope = Literal["session", "user", "tenant", "global"]
 
@@ -36,6 +36,8 @@ class NewEvent:
     - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons
     - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, value (for a rating),
       line (the other fields of a taught lesson line)
+    - ``review``: lesson_id, decision (accept | reject), why: a person's word on a quarantined lesson
+    - ``erasure``: rows (how many), lessons (ids of those that it changed)
     """
 
     kind: EventKind

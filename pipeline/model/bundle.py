@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class Bundle:
     @classmethod
     def initial(cls, recipe: Recipe) -> Bundle:
         return cls(recipe, weights_digest(backbone_location(recipe.model.base)))
+
+    def without_lessons(self, lessons: Collection[str]) -> Bundle:
+        """This bundle without the memory-layer slots of ``lessons``; changed ordinary weights stay as they are."""
+        return self if self.memory is None else replace(self, memory=self.memory.without(lessons))
 
     def _named_tensors(self) -> dict[str, Tensor]:
         named = {f"weights.{name}": tensor for name, tensor in self.tensors.items()}

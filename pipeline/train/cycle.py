@@ -24,6 +24,7 @@ from pipeline.evaluate.compare import Examination, Outcome, evidence, examinatio
 from pipeline.evaluate.gate import Evidence, Verdict, decide
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.retention import kept
+from pipeline.feedback import erasure
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons, read_events
@@ -77,11 +78,15 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     tell("reading the feedback", 1, 0)
     log = EventLog(engine)
     folder, manifest = _open_cycle(home, log, before, recipe.train.seed)
-    if not manifest.lessons:
+    waiting = erasure.plans(log, "waiting")
+    if not manifest.lessons and not waiting:
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
     lessons = cycle_lessons(home.feedback_table, log, manifest)
-    trained = train_on(home, recipe, champion, manifest, lessons, tell)
+    if lessons:
+        trained = train_on(home, recipe, champion, manifest, lessons, tell)
+    else:
+        trained = forgotten(before, champion, manifest, folder)
     tell("comparing challenger and champion", 1, 0)
     exam = _examination(home, log, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
@@ -90,6 +95,8 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
     version = _decided(registry, trained, manifest, recipe, verdict, measures)
     (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
+    if verdict.promoted:
+        erasure.set_state(log, waiting, "done")
     verdict.save(folder / VERDICT)
     tell("decided", 1, 1)
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
@@ -128,6 +135,13 @@ def train_on(
         parent=champion.version,
         progress=lambda total, done: tell("training", total, done),
     )
+
+
+def forgotten(before: Bundle, champion: Champion, manifest: Manifest, folder: Path) -> FitResult:
+    """Nothing to learn, but something was erased from the champion's files: a version for whoever serves to take."""
+    bundle = replace(before, cycle=manifest.cycle, parent=champion.version, trained_through_seq=manifest.to_seq)
+    bundle.save(folder / "bundle")
+    return FitResult(folder / "bundle", {})
 
 
 def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]]) -> TrainingSet:
