@@ -25,6 +25,10 @@ VERBS = {
     "status": "champion, events and the last verdicts",
     "report": "recompute every figure of a demo from its transcript",
     "rollback": "return to the champion before this one; lessons stay",
+    "erase": "erase what somebody said, a lesson, or a subject, everywhere",
+    "compact": "merge, expire and vacuum the Parquet table of feedback",
+    "lineage": "what stands behind an answer, and what a feedback touched",
+    "feedback": "import and export feedback, rotate the master key",
     "keys": "list the endpoint's keys, or create one",
 }
 
