@@ -29,6 +29,10 @@ VERBS = {
     "report": "recompute every figure of a demo from its transcript",
     "rollback": "return to the champion before this one; lessons stay",
     "canary": "answer a share of the sessions with another version",
+    "erase": "erase what somebody said, a lesson, or a subject, everywhere",
+    "compact": "merge, expire and vacuum the Parquet table of feedback",
+    "lineage": "what stands behind an answer, and what a feedback touched",
+    "feedback": "import and export feedback, rotate the master key",
     "keys": "list the endpoint's keys, or create one",
 }
 

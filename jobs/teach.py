@@ -9,8 +9,8 @@ import typer
 from rich.progress import track
 
 from jobs import credentials, entry
-from jobs.intake import line_id
 from pipeline.data.lines import LessonLine, read_lines
+from pipeline.feedback.exchange import line_id
 from pipeline.home import submitter_home
 from serve.client import Client
 

@@ -159,6 +159,18 @@ class ServeSettings(Settings):
     requests_per_minute: int = Field(0, ge=0, description="of one key; 0: no limit")
 
 
+class FeedbackSettings(Settings):
+    """From an acknowledgement to a cycle's manifest: privacy, how long things are kept, what may be trained."""
+
+    redact: tuple[Literal["email", "phone", "card", "account", "address"], ...] = (
+        "email", "phone", "card", "account", "address",
+    )  # fmt: skip
+    redact_names: tuple[str, ...] = Field((), description="names to redact; none by default: answers often are names")
+    keep_answers_days: int = Field(90, ge=0, description="answers that nobody said anything about")
+    keep_versions_hours: int = Field(168, ge=0, description="old versions of the feedback table")
+    lessons_per_source: int = Field(500, ge=1, description="lessons of one source that one cycle trains at most")
+
+
 class Recipe(Settings):
     """The whole tree."""
 
@@ -168,6 +180,7 @@ class Recipe(Settings):
     scaling: ScalingSettings = ScalingSettings()
     gate: GateSettings = GateSettings()
     serve: ServeSettings = ServeSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HOME_VARIABLE = "AGM_HOME"
+# Storage credentials are not among them: Ray shows a job's environment to whoever sees its dashboard.
+PASSED_ON = (
+    "AGM_EVENTS_URL", "AGM_MLFLOW_URI", "AGM_FEEDBACK_URL", "AGM_MASTER_KEYS",
+    "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ALLOW_HTTP",
+)  # fmt: skip
 
 
 class HomeError(RuntimeError):
@@ -33,8 +38,9 @@ class Home:
         return os.environ.get("AGM_EVENTS_URL") or f"sqlite:///{self.root / 'events.db'}"
 
     @property
-    def feedback_table(self) -> Path:
-        return self.root / "feedback"
+    def feedback_table(self) -> str:
+        """The Delta table of sealed events: an S3-compatible ``AGM_FEEDBACK_URL``, else a folder in the home."""
+        return os.environ.get("AGM_FEEDBACK_URL") or str(self.root / "feedback")
 
     @property
     def tracking_uri(self) -> str:
@@ -63,7 +69,7 @@ class Home:
 
     def worker_env(self) -> dict[str, str]:
         """What ``runtime_env["env_vars"]`` must carry so that workers share this home."""
-        passed = {name: os.environ[name] for name in ("AGM_EVENTS_URL", "AGM_MLFLOW_URI") if name in os.environ}
+        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         return {HOME_VARIABLE: str(self.root), **passed}
 
 

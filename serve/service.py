@@ -13,6 +13,7 @@ from pipeline.evaluate.protocol import prompt_messages
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import KeyRing
+from pipeline.feedback.privacy import Redactor
 from pipeline.home import Home
 from pipeline.memory.router import load_router
 from pipeline.memory.store import LessonMemory
@@ -54,7 +55,8 @@ class Service:
         """Blocking: loads the champion and an empty memory. :meth:`start` fills the memory and begins to follow."""
         database = open_database(home.events_url, nodes=nodes)
         loader = ChampionLoader(home, database, recipe.serve)
-        return cls.assemble(home, recipe, EventLog(database), loader.first(), loader.current, loader.load)
+        log = EventLog(database, redactor=Redactor(recipe.feedback.redact, recipe.feedback.redact_names))
+        return cls.assemble(home, recipe, log, loader.first(), loader.current, loader.load)
 
     @classmethod
     def assemble(

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.phrasing import phrasings
+from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import Event
 from pipeline.feedback.sealer import read_events, sealed_seq, table_version
 from pipeline.memory.belief import fold
@@ -55,7 +56,14 @@ class Manifest(_Record):
 
 
 def build_manifest(
-    table_path: str | Path, *, cycle: int, from_seq: int, to_seq: int, seed: int = 0, version: int | None = None
+    table_path: str | Path,
+    log: EventLog,
+    *,
+    cycle: int,
+    from_seq: int,
+    to_seq: int,
+    seed: int = 0,
+    version: int | None = None,
 ) -> Manifest:
     """The manifest of the lessons that changed in ``from_seq`` < seq <= ``to_seq``.
 
@@ -65,7 +73,7 @@ def build_manifest(
     if sealed_seq(table_path) < to_seq:
         raise NotSealed(f"{table_path} is sealed through seq {sealed_seq(table_path)}, the cycle needs {to_seq}")
     pinned = table_version(table_path) if version is None else version
-    history = read_events(table_path, 0, to_seq, version=pinned)
+    history = read_events(table_path, log, 0, to_seq, version=pinned)
     lessons, dropped = _accepted(history, from_seq)
     return Manifest(
         cycle=cycle,
@@ -80,9 +88,9 @@ def build_manifest(
     )
 
 
-def cycle_lessons(table_path: str | Path, manifest: Manifest) -> dict[str, Lesson]:
+def cycle_lessons(table_path: str | Path, log: EventLog, manifest: Manifest) -> dict[str, Lesson]:
     """The manifest's lessons as they stood at its ``to_seq``, from the table version that it names."""
-    lessons = fold(read_events(table_path, 0, manifest.to_seq, version=manifest.table_version))
+    lessons = fold(read_events(table_path, log, 0, manifest.to_seq, version=manifest.table_version))
     return {lesson_id: lessons[lesson_id] for lesson_id in manifest.lessons}
 
 

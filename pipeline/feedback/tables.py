@@ -42,6 +42,45 @@ events = Table(
     Index("ix_events_lesson", "lesson_id"),
 )
 
+# Which answers cite which lesson: what erasure and lineage follow, since the bodies themselves are encrypted.
+citations = Table(
+    "citations",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("lesson_id", String(64), primary_key=True),
+    Index("ix_citations_lesson", "lesson_id"),
+)
+
+# The data key of each source, wrapped by a master key that lies elsewhere. A deleted row is a shredded source.
+subject_keys = Table(
+    "subject_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("subject", String(64), nullable=False, unique=True),
+    Column("master_id", String(64), nullable=False),
+    Column("wrapped", Text, nullable=False),
+    Column("created", String(40), nullable=False),
+)
+
+# What was erased, as keyed digests: enough to refuse it when it is imported again, too little to tell what it was.
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("fingerprint", String(64), primary_key=True),
+    Column("time", String(40), nullable=False),
+)
+
+# Erasures asked for, and how far each has come: one that was interrupted goes on with what is not done yet.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("time", String(40), nullable=False),
+    Column("state", String(16), nullable=False),  # erasing | waiting (for a cycle) | done
+    Column("plan", JSON, nullable=False),  # seqs, lesson ids, cycles, versions: no text
+    sqlite_autoincrement=True,
+)
+
 # One row, "events": the last seq given out. Locking it is what puts appends in commit order.
 sequence = Table(
     "sequence",

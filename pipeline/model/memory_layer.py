@@ -10,7 +10,7 @@ the layer: a prompt that no key reaches gets *exactly* zero, so its output is bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -62,6 +62,25 @@ class MemoryState:
             name: t.to(device) if t.dtype == torch.long else t.to(device, dtype) for name, t in self.tensors().items()
         }
         return replace(self, **moved)
+
+    def without(self, lessons: Collection[str]) -> MemoryState | None:
+        """The state without the slots of ``lessons``, or ``None`` where no slot is left."""
+        kept = [index for index, lesson_id in enumerate(self.slots) if lesson_id not in lessons]
+        if not kept:
+            return None
+        number = torch.full((len(self.slots),), -1, dtype=torch.long)  # old slot -> new slot
+        number[kept] = torch.arange(len(kept))
+        slots = number[self.key_slots.cpu()].to(self.key_slots.device)
+        per_key = {
+            name: t[slots >= 0] for name, t in self.tensors().items() if name not in ("mean", "whiten", "values")
+        }
+        per_key |= {"key_slots": slots[slots >= 0]}
+        changes: dict[str, Any] = {
+            "slots": tuple(self.slots[i] for i in kept),
+            "values": self.values[:, kept],
+            **per_key,
+        }
+        return replace(self, **changes)
 
     def address(self, states: Tensor) -> Tensor:
         """Whitened unit queries: (batch, d) -> (batch, r)."""

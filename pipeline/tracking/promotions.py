@@ -90,6 +90,13 @@ def commit_refusal(engine: Engine, version: int, verdict: dict[str, Any], cycle:
         _insert_verdict(connection, version, verdict, cycle)
 
 
+def versions_by_cycle(engine: Engine) -> dict[int, int]:
+    """The version that each cycle made, promoted or refused."""
+    with engine.connect() as connection:
+        rows = connection.execute(select(verdicts.c.cycle, verdicts.c.version).order_by(verdicts.c.id)).all()
+    return {row.cycle: row.version for row in rows if row.cycle is not None}
+
+
 def refused(engine: Engine) -> list[int]:
     """Versions that were refused and never served, most recently refused first."""
     promoted = select(promotions.c.version)

@@ -60,6 +60,10 @@ class Registry:
                 tracking.create_registered_model(MODEL_NAME)
         self.repair_aliases()
 
+    def exists(self) -> bool:
+        """Whether :meth:`initialise` has ever run here; asking does not create anything."""
+        return champion_version(self.engine) is not None
+
     def register(
         self,
         folder: Path,

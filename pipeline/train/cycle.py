@@ -24,6 +24,7 @@ from pipeline.evaluate.compare import Examination, Outcome, evidence, examinatio
 from pipeline.evaluate.gate import Evidence, Verdict, decide
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.retention import kept
+from pipeline.feedback import erasure
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons, read_events
@@ -75,20 +76,27 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
         raise CycleError(f"{home.root} has no champion yet: start with 'agm serve' or 'agm demo'")
     before = Bundle.load(champion.folder)
     tell("reading the feedback", 1, 0)
-    folder, manifest = _open_cycle(home, EventLog(engine), before, recipe.train.seed)
-    if not manifest.lessons:
+    log = EventLog(engine)
+    folder, manifest = _open_cycle(home, log, before, recipe.train.seed)
+    waiting = erasure.plans(log, "waiting")
+    if not manifest.lessons and not waiting:
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
-    lessons = cycle_lessons(home.feedback_table, manifest)
-    trained = train_on(home, recipe, champion, manifest, lessons, tell)
+    lessons = cycle_lessons(home.feedback_table, log, manifest)
+    if lessons:
+        trained = train_on(home, recipe, champion, manifest, lessons, tell)
+    else:
+        trained = forgotten(before, champion, manifest, folder)
     tell("comparing challenger and champion", 1, 0)
-    exam = _examination(home, recipe, manifest, lessons)
+    exam = _examination(home, log, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
     found = evidence(*outcomes)
     verdict = decide(found, recipe.gate)
     measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
     version = _decided(registry, trained, manifest, recipe, verdict, measures)
     (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
+    if verdict.promoted:
+        erasure.set_state(log, waiting, "done")
     verdict.save(folder / VERDICT)
     tell("decided", 1, 1)
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
@@ -102,7 +110,7 @@ def _open_cycle(home: Home, log: EventLog, champion: Bundle, seed: int) -> tuple
     Sealer(log, home.feedback_table).drain()
     number = len(folders) + 1
     manifest = build_manifest(
-        home.feedback_table, cycle=number, from_seq=champion.trained_through_seq, to_seq=log.head(), seed=seed
+        home.feedback_table, log, cycle=number, from_seq=champion.trained_through_seq, to_seq=log.head(), seed=seed
     )
     folder = home.cycles / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +137,13 @@ def train_on(
     )
 
 
+def forgotten(before: Bundle, champion: Champion, manifest: Manifest, folder: Path) -> FitResult:
+    """Nothing to learn, but something was erased from the champion's files: a version for whoever serves to take."""
+    bundle = replace(before, cycle=manifest.cycle, parent=champion.version, trained_through_seq=manifest.to_seq)
+    bundle.save(folder / "bundle")
+    return FitResult(folder / "bundle", {})
+
+
 def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]]) -> TrainingSet:
     """Every accepted lesson in its trained phrasings, the withheld ones never; the shipped prompts as replay."""
     items = [
@@ -141,8 +156,10 @@ def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]
     return TrainingSet(tuple(items), tuple(line.question for line in replay))
 
 
-def _examination(home: Home, recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]) -> Examination:
-    history = fold(read_events(home.feedback_table, 0, manifest.from_seq, version=manifest.table_version))
+def _examination(
+    home: Home, log: EventLog, recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]
+) -> Examination:
+    history = fold(read_events(home.feedback_table, log, 0, manifest.from_seq, version=manifest.table_version))
     held = [x for x in history.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
     earlier = sample(held, EARLIER_LESSONS, manifest.seed)
     probes = examination(

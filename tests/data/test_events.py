@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.event import listen
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from pipeline.feedback.database import open_database, write_transaction
-from pipeline.feedback.events import EventLog, append_within
+from pipeline.feedback.events import ErasedFeedback, EventLog
 from pipeline.feedback.records import NewEvent
-from pipeline.feedback.tables import api_keys, events
+from pipeline.feedback.tables import api_keys, events, tombstones
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +45,7 @@ def empty_log(url: str) -> Iterator[EventLog]:
     with write_transaction(engine) as connection:
         connection.execute(events.delete())
         connection.execute(api_keys.delete())
+        connection.execute(text("DELETE FROM sequence WHERE name <> 'events'"))
         connection.execute(text("UPDATE sequence SET value = 0"))
     yield EventLog(engine)
     engine.dispose()
@@ -125,7 +127,7 @@ def test_the_transaction_that_began_first_and_commits_last_gets_the_higher_seq(p
         slow.execute(insert(api_keys).values(row))  # the slow transaction has begun and has written
         (fast,) = postgres.append([lesson(1)])
         assert [event.seq for event in postgres.after(0)] == [fast.seq] == [1]
-        (late,) = append_within(slow, [lesson(2)])
+        (late,) = postgres.append_within(slow, [lesson(2)])
     assert late.seq == 2
     assert [event.body["lesson_id"] for event in postgres.after(1)] == ["les_2"]
 
@@ -142,7 +144,7 @@ def test_whoever_holds_the_counter_makes_the_next_one_wait(both: EventLog) -> No
 
     with ThreadPoolExecutor(1) as pool:
         with write_transaction(both.engine) as connection:
-            (held,) = append_within(connection, [lesson(1)])
+            (held,) = both.append_within(connection, [lesson(1)])
             waiting = pool.submit(second)
             assert not finished.wait(0.3)
             assert both.after(0) == []
@@ -154,7 +156,7 @@ def test_whoever_holds_the_counter_makes_the_next_one_wait(both: EventLog) -> No
 def test_a_rollback_gives_its_seq_back(both: EventLog) -> None:
     def change_of_mind() -> None:
         with write_transaction(both.engine) as connection:
-            append_within(connection, [lesson(1)])
+            both.append_within(connection, [lesson(1)])
             raise RuntimeError("the caller changed its mind")
 
     with pytest.raises(RuntimeError):
@@ -188,3 +190,59 @@ def test_processes_append_without_a_gap_and_a_tailing_reader_misses_nothing(both
     seen += [event.seq for event in both.after(seen[-1])]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert seen == list(range(1, 81))
+
+
+def test_writers_share_transactions_and_each_gets_its_own_events(both: EventLog) -> None:
+    """Group commit: 32 threads, far fewer transactions than appends, every result right and every seq given once."""
+    transactions: list[int] = []
+    listen(both.engine, "commit", lambda _: transactions.append(1))
+    barrier = threading.Barrier(32)
+
+    def post(number: int) -> None:
+        barrier.wait()
+        for turn in range(5):
+            new = [lesson(number, f"fb_{number}_{turn}"), lesson(number, f"fb_{number}_{turn}")]
+            stored = both.append(new)
+            assert [event.event_id for event in stored] == [event.event_id for event in new]
+            assert both.append(new[:1]) == stored
+
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(post, range(32)))
+    assert [event.seq for event in both.after(0)] == list(range(1, 321))
+    assert len(transactions) < 320
+
+
+def test_one_writers_failure_is_not_its_neighbours(both: EventLog) -> None:
+    with both.engine.begin() as connection:
+        gone = both.feedback_print("default", "gone")
+        connection.execute(insert(tombstones).values(fingerprint=gone, time="now"))
+
+    def post(number: int) -> str:
+        try:
+            return both.append([lesson(number, "gone" if number % 2 else f"kept_{number}")])[0].feedback_id or ""
+        except ErasedFeedback:
+            return "refused"
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(post, range(8)))
+    assert results == ["kept_0", "refused", "kept_2", "refused", "kept_4", "refused", "kept_6", "refused"]
+    with write_transaction(both.engine) as connection:
+        connection.execute(tombstones.delete())
+
+
+def test_a_database_that_fails_tells_every_writer(log: EventLog) -> None:
+    with log.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE events RENAME TO away"))
+
+    def post(number: int) -> bool:
+        try:
+            log.append([lesson(number)])
+        except OperationalError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(post, range(8)))
+    with log.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE away RENAME TO events"))
+    assert log.append([lesson(9)])[0].seq == 1

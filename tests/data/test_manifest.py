@@ -35,7 +35,7 @@ def _id(receipt: Receipt) -> str:
 
 def manifest(log: EventLog, table: Path, from_seq: int = 0) -> Manifest:
     Sealer(log, table).drain()
-    return build_manifest(table, cycle=1, from_seq=from_seq, to_seq=log.head(), seed=5)
+    return build_manifest(table, log, cycle=1, from_seq=from_seq, to_seq=log.head(), seed=5)
 
 
 def test_every_accepted_lesson_is_listed_and_every_other_has_a_reason(log: EventLog, table: Path) -> None:
@@ -55,7 +55,7 @@ def test_every_accepted_lesson_is_listed_and_every_other_has_a_reason(log: Event
     assert "scope user" in reasons[own]
     # What one asker said is evidence for everybody, but not enough of it.
     assert any(reason.startswith("belief 0.33") for reason in reasons.values())
-    assert {lesson.answer for lesson in cycle_lessons(table, made).values()} == {"Astana", "Yaccarino"}
+    assert {lesson.answer for lesson in cycle_lessons(table, log, made).values()} == {"Astana", "Yaccarino"}
 
 
 def test_lessons_that_enough_askers_agree_on_are_trained(log: EventLog, table: Path) -> None:
@@ -65,7 +65,7 @@ def test_lessons_that_enough_askers_agree_on_are_trained(log: EventLog, table: P
             log, response_id=str(answer.response_id), kind="correction", value="Astana", key=Key(name, "ask")
         )
     made = manifest(log, table)
-    (lesson,) = cycle_lessons(table, made).values()
+    (lesson,) = cycle_lessons(table, log, made).values()
     assert (lesson.answer, lesson.scope) == ("Astana", "global")
 
 
@@ -86,7 +86,7 @@ def test_the_same_range_of_the_same_version_gives_the_same_manifest(log: EventLo
     teach(log, "Currency of Croatia?", "euro")
     Sealer(log, table).drain()
     again = build_manifest(
-        table, cycle=1, from_seq=first.from_seq, to_seq=first.to_seq, seed=first.seed, version=first.table_version
+        table, log, cycle=1, from_seq=first.from_seq, to_seq=first.to_seq, seed=first.seed, version=first.table_version
     )
     assert again == first
     first.save(tmp_path / "manifest.json")
@@ -96,14 +96,14 @@ def test_the_same_range_of_the_same_version_gives_the_same_manifest(log: EventLo
 def test_a_range_that_is_not_sealed_is_refused(log: EventLog, table: Path) -> None:
     teach(log, "Capital of Kazakhstan?", "Astana")
     with pytest.raises(NotSealed, match="seq 0, the cycle needs 1"):
-        build_manifest(table, cycle=1, from_seq=0, to_seq=1)
+        build_manifest(table, log, cycle=1, from_seq=0, to_seq=1)
 
 
 def test_no_withheld_phrasing_is_trained(log: EventLog, table: Path) -> None:
     teach(log, "Capital of Kazakhstan?", "Astana", "Kazakhstan is governed from where?", "Which city rules Kazakhstan?")
     teach(log, "What is the currency of Croatia?", "euro")
     made = manifest(log, table)
-    for lesson_id, lesson in cycle_lessons(table, made).items():
+    for lesson_id, lesson in cycle_lessons(table, log, made).items():
         trained, withheld = phrasings(lesson)
         assert made.withheld[lesson_id] == tuple(withheld)
         assert withheld

@@ -1,0 +1,39 @@
+"""What every benchmark writes down beside its figures: when, on what machine, under what load, from which revision."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def save(path: Path, figures: dict[str, Any]) -> None:
+    """``figures`` and their circumstances as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"circumstances": circumstances(), **figures}, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {path}", file=sys.stderr)
+
+
+def circumstances() -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(sys.argv),
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_1m": os.getloadavg()[0],
+    }
+
+
+def _revision() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

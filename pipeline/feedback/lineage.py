@@ -1,0 +1,167 @@
+"""Lineage both ways: from an answer to the feedback behind it, and from a feedback to everything that it touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.intake import UnknownResponse
+from pipeline.feedback.manifest import Manifest
+from pipeline.feedback.records import Event
+from pipeline.home import Home
+from pipeline.tracking import promotions
+from pipeline.tracking.registry import Registry
+
+
+class UnknownFeedback(LookupError):  # noqa: N818 - reads as what happened
+    """No feedback with this id is in this tenant's log; it may have been erased."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One model version, as its bundle describes itself."""
+
+    version: int
+    cycle: int
+    parent: int | None
+    trained_through_seq: int
+    base_digest: str
+    tensors_digest: str
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CycleUse:
+    """A cycle and the lessons that it trained, of those that are asked about."""
+
+    cycle: int
+    version: int | None  # None: it made none, or was refused long ago
+    from_seq: int
+    to_seq: int
+    lessons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AnswerLineage:
+    """What stands behind one answer."""
+
+    answer: Event
+    versions: tuple[Version, ...]  # the one that answered, then its ancestors
+    lessons: dict[str, tuple[Event, ...]]  # cited lesson -> what had made it by then
+    cycles: tuple[CycleUse, ...]  # of these versions
+    feedback: tuple[Event, ...]  # on this answer
+
+
+@dataclass(frozen=True)
+class FeedbackLineage:
+    """What one feedback has touched."""
+
+    events: tuple[Event, ...]
+    answered: Event | None  # the answer that it was about
+    lessons: tuple[str, ...]
+    cycles: tuple[CycleUse, ...]  # that trained one of these lessons after the feedback
+    versions: tuple[int, ...]  # made by these cycles, or descended from one that was
+    answers: tuple[Event, ...]  # that cite one of these lessons, given later
+
+
+def of_answer(home: Home, log: EventLog, response_id: str, tenant: str = "default") -> AnswerLineage:
+    """Raises :class:`~pipeline.feedback.intake.UnknownResponse`."""
+    said = log.by_response(response_id)
+    answer = next((event for event in said if event.kind == "answer" and event.tenant == tenant), None)
+    if answer is None:
+        raise UnknownResponse(f"no answer with response_id {response_id!r} was given here, or it is kept no longer")
+    versions = tuple(_ancestry(_versions(home, log), answer.body.get("model_version", 0)))
+    made = {version.cycle for version in versions}
+    cited = [lesson["lesson_id"] for lesson in answer.body.get("lessons") or ()]
+    return AnswerLineage(
+        answer=answer,
+        versions=versions,
+        lessons={i: tuple(e for e in log.by_lesson(tenant, i) if e.seq < answer.seq) for i in cited},
+        cycles=tuple(use for use in _cycles(home, log) if use.cycle in made),
+        feedback=tuple(event for event in said if event.seq != answer.seq),
+    )
+
+
+def of_feedback(home: Home, log: EventLog, feedback_id: str, tenant: str = "default") -> FeedbackLineage:
+    """Raises :class:`UnknownFeedback`."""
+    events = log.by_feedback(tenant, feedback_id)
+    if not events:
+        raise UnknownFeedback(f"no feedback with id {feedback_id!r} is here; it may have been erased")
+    first, lessons = events[0], tuple(dict.fromkeys(e.body["lesson_id"] for e in events if e.kind == "lesson"))
+    cycles = tuple(use for use in _cycles(home, log, lessons) if use.lessons and use.to_seq >= first.seq)
+    made, versions = {use.cycle for use in cycles}, _versions(home, log)
+    return FeedbackLineage(
+        events=tuple(events),
+        answered=log.response(first.response_id) if first.response_id else None,
+        lessons=lessons,
+        cycles=cycles,
+        versions=tuple(v for v in versions if any(step.cycle in made for step in _ancestry(versions, v))),
+        answers=tuple(e for i in lessons for e in log.citing(tenant, i) if e.seq > first.seq),
+    )
+
+
+def drawing(lineage: AnswerLineage | FeedbackLineage) -> str:
+    """The lineage as a Mermaid flowchart, feedback on the left and answers on the right."""
+    edges: dict[tuple[str, str], None] = {}
+    if isinstance(lineage, AnswerLineage):
+        answer = f"answer {lineage.answer.response_id}"
+        for lesson_id, events in lineage.lessons.items():
+            edges[f"lesson {lesson_id}", answer] = None
+            edges |= dict.fromkeys((f"feedback {event.feedback_id}", f"lesson {lesson_id}") for event in events)
+        for version, older in zip(lineage.versions, (*lineage.versions[1:], None), strict=True):
+            newer = answer if version is lineage.versions[0] else None
+            if newer is not None:
+                edges[f"version {version.version}", newer] = None
+            if older is not None:
+                edges[f"version {older.version}", f"version {version.version}"] = None
+    else:
+        feedback = f"feedback {lineage.events[0].feedback_id}"
+        if lineage.answered is not None:
+            edges[f"answer {lineage.answered.response_id}", feedback] = None
+        for lesson_id in lineage.lessons:
+            edges[feedback, f"lesson {lesson_id}"] = None
+        for event in lineage.answers:
+            for cited in event.body["lessons"]:
+                if cited["lesson_id"] in lineage.lessons:
+                    edges[f"lesson {cited['lesson_id']}", f"answer {event.response_id}"] = None
+    edges |= {(f"lesson {i}", f"cycle {use.cycle}"): None for use in lineage.cycles for i in use.lessons}
+    edges |= {(f"cycle {use.cycle}", f"version {use.version}"): None for use in lineage.cycles if use.version}
+    return "flowchart LR\n" + "".join(f"  {_node(start)} --> {_node(end)}\n" for start, end in edges)
+
+
+def _node(name: str) -> str:
+    return f'{name.replace(" ", "_").replace("-", "_")}["{name}"]'
+
+
+def _cycles(home: Home, log: EventLog, lessons: Iterable[str] | None = None) -> list[CycleUse]:
+    """Every cycle with the lessons that it trained, or those of them that are in ``lessons``."""
+    versions = promotions.versions_by_cycle(log.engine)
+    manifests = [Manifest.load(file) for file in sorted(home.cycles.glob("*/manifest.json"))]
+    wanted = None if lessons is None else set(lessons)
+    return [
+        CycleUse(
+            m.cycle, versions.get(m.cycle), m.from_seq, m.to_seq,
+            tuple(i for i in m.lessons if wanted is None or i in wanted),
+        )
+        for m in manifests
+    ]  # fmt: skip
+
+
+def _versions(home: Home, log: EventLog) -> dict[int, Version]:
+    registry = Registry(home, log.engine)
+    found = {}
+    for version in registry.versions() if registry.exists() else ():
+        header = json.loads(Path(registry.folder(version), "bundle.json").read_text(encoding="utf-8"))
+        told = {name: header[name] for name in Version.__dataclass_fields__ if name in header}
+        found[version] = Version(version=version, **told)
+    return found
+
+
+def _ancestry(versions: dict[int, Version], version: int | None) -> Iterable[Version]:
+    while version is not None and version in versions:
+        yield versions[version]
+        version = versions[version].parent
