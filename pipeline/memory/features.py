@@ -1,4 +1,4 @@
-"""What a question and a lesson's phrasing have in common, in eleven numbers that need no corpus.
+"""What a question and a lesson's phrasing have in common, in twelve numbers that need no corpus.
 
 A word's rarity comes from the encoder's own word pieces: BERT's vocabulary is ordered by frequency, so by Zipf's law
 the logarithm of a piece's rank is its surprise. The table ships with the encoder and does not change with the memory.
@@ -21,7 +21,7 @@ UNALIKE = 0.45  # Dice overlap of character trigrams from which two words count 
 
 FEATURES = (
     "cosine", "margin", "lesson_covered", "question_covered", "lesson_worst", "question_worst",
-    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio", "digits_conflict",
+    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio", "digits_conflict", "size",
 )  # fmt: skip
 
 _WORD = re.compile(r"[^\W_]+(?:['’.+#&-]*[^\W_]+)*[+#]*")
@@ -36,6 +36,8 @@ class Pair:
     cosine: float
     margin: float  # to the best phrasing of another lesson; positive for the nearest lesson
     asking: int = 0  # which question of the batch this is; its pairs compete with each other
+    lesson: int = 0  # which of the question's lessons the phrasing belongs to; a lesson is no rival of itself
+    size: int = 1  # lessons that the viewer's memory holds: the more, the likelier a near miss
 
 
 class WordTable:
@@ -78,6 +80,7 @@ def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
         float(asked_digits != known_digits),
         log((1 + len(asked)) / (1 + len(known))),
         float(bool(asked_digits - known_digits) and bool(known_digits - asked_digits)),
+        log(max(1, pair.size)),
     )
 
 

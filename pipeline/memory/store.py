@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pipeline.memory.belief import Fold, Ledger, Slot, Vote
 from pipeline.memory.features import Pair
 from pipeline.memory.index import ExactIndex, Rows, Vectors
 from pipeline.memory.router import Router, weights_with_null
+from pipeline.memory.segments import segments
 from pipeline.memory.types import Lesson, Reading, SlotWeight, Viewer, question_key
 from pipeline.model.encoder import Encoder
 
@@ -32,10 +33,11 @@ class SnapshotError(ValueError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A lesson that the first stage found, with the nearest of its phrasings."""
+    """A lesson that the first stage found: one of its phrasings, and the part of the question that lies nearest."""
 
     lesson: Lesson
     phrasing: str
+    part: str
     cosine: float
 
 
@@ -122,29 +124,36 @@ class LessonMemory:
             raise ValueError(f"{len(questions)} questions but {len(viewers)} viewers: pass one viewer per question")
         if not self._phrasings or not questions:
             return [Reading() for _ in questions]
-        vectors = self.encoder.encode(questions)
+        parts = [segments(question) for question in questions]
+        vectors = iter(self.encoder.encode([part for own in parts for part in own]))
+        asked = [{part: next(vectors) for part in own} for own in parts]
         with self._lock:
-            found = [self._candidates(vector, viewer) for vector, viewer in zip(vectors, viewers, strict=True)]
-        asked = enumerate(zip(questions, found, strict=True))
-        pairs = [pair for asking, (question, near) in asked for pair in _pairs(asking, question, near)]
+            found = [self._candidates(own, viewer) for own, viewer in zip(asked, viewers, strict=True)]
+            size = len(self)
+        pairs = [pair for asking, near in enumerate(found) for pair in _pairs(asking, near, size)]
         log_odds = self.router.score(pairs) if pairs else np.zeros(0)
         ends = np.cumsum([len(near) for near in found])[:-1]
         return [_reading(near, part) for near, part in zip(found, np.split(log_odds, ends), strict=True)]
 
-    def _candidates(self, vector: Vectors, viewer: Viewer) -> list[Candidate]:
-        """The nearest phrasings of believed lessons, nearest first."""
+    def _candidates(self, asked: Mapping[str, Vectors], viewer: Viewer) -> list[Candidate]:
+        """The phrasings of believed lessons that lie nearest to any part of the question, nearest first."""
         tenant = self._numbers.get(f"tenant:{viewer.tenant}", -2)
         owners = [EVERYBODY]
         for scope, owner in (("user", viewer.user), ("session", viewer.session)):
             if owner and f"{scope}:{owner}" in self._numbers:
                 owners.append(self._numbers[f"{scope}:{owner}"])
-        rows, cosines = self._index.search(vector, tenant, tuple(owners), self.settings.candidates)
+        nearest: dict[int, tuple[float, str]] = {}
+        for part, vector in asked.items():
+            rows, cosines = self._index.search(vector, tenant, tuple(owners), self.settings.candidates)
+            for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True):
+                nearest[row] = max(nearest.get(row, (-1.0, "")), (cosine, part))
+        ranked = sorted(nearest.items(), key=lambda item: (-item[1][0], item[0]))[: self.settings.candidates]
         found = []
-        for row, cosine in zip(rows.tolist(), cosines.tolist(), strict=True):
+        for row, (cosine, part) in ranked:
             lesson_id, phrasing = self._phrasings[row]
             lesson = self._fold.slots[lesson_id].lesson
             if lesson.believed:
-                found.append(Candidate(lesson, phrasing, cosine))
+                found.append(Candidate(lesson, phrasing, part, cosine))
         return _without_overruled(found)
 
     # listing
@@ -220,12 +229,14 @@ def _without_overruled(found: list[Candidate]) -> list[Candidate]:
     return [c for c in found if NARROWER.get(c.lesson.scope, 0) >= narrowest[question_key(c.lesson.question)]]
 
 
-def _pairs(asking: int, question: str, near: list[Candidate]) -> list[Pair]:
+def _pairs(asking: int, near: list[Candidate], size: int) -> list[Pair]:
     """Each candidate beside the best candidate of another lesson."""
+    numbers = {lesson_id: n for n, lesson_id in enumerate(dict.fromkeys(c.lesson.lesson_id for c in near))}
     pairs = []
     for candidate in near:
         rival = next((other.cosine for other in near if other.lesson.lesson_id != candidate.lesson.lesson_id), 0.0)
-        pairs.append(Pair(question, candidate.phrasing, candidate.cosine, candidate.cosine - rival, asking))
+        number, margin = numbers[candidate.lesson.lesson_id], candidate.cosine - rival
+        pairs.append(Pair(candidate.part, candidate.phrasing, candidate.cosine, margin, asking, number, size))
     return pairs
 
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.evaluate.metrics import Interval, mcnemar, paired_difference, share, tango_statistic, wilson
+from pipeline.evaluate.metrics import (
+    Interval,
+    calibration_error,
+    mcnemar,
+    paired_difference,
+    share,
+    tango_statistic,
+    wilson,
+)
 
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=200)
 Z = 1.959963984540054
@@ -135,3 +143,12 @@ def test_mcnemar_on_hand_worked_numbers() -> None:
     assert mcnemar([True] + [False] * 5, [False] + [True] * 5) == pytest.approx(14 / 64)
     assert mcnemar([True, False], [True, False]) == 1.0
     assert mcnemar([True, False], [False, True]) == 1.0
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: .9 and .9 with one right (gap .4, weight 1/2), .1 and .3 with none right (gap .2, weight 1/2)."""
+    assert calibration_error([0.9, 0.9, 0.1, 0.3], [True, False, False, False], bins=2) == pytest.approx(0.3)
+    assert calibration_error([1.0, 0.0], [True, False]) == 0
+    assert calibration_error([], []) == 0
+    with pytest.raises(ValueError, match="1 probabilities but 0 outcomes"):
+        calibration_error([0.5], [])
