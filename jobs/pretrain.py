@@ -27,6 +27,9 @@ def command(
     questions: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="JSONL: questions people asked, with answers")
     ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="a router to train further (default: from scratch)")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
     pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 12_000,
     seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
@@ -43,7 +46,7 @@ def command(
     if len(lines) < FEWEST:
         raise entry.UserError(f"{lessons} has {len(lines)} lessons: give at least {FEWEST}")
     with entry.console.status("loading the encoder"):
-        from safetensors.torch import save_file
+        from safetensors.torch import load_file, save_file
 
         from jobs.entry import bar
         from pipeline.memory.router_check import held_out_figures
@@ -62,6 +65,7 @@ def command(
         task = progress.add_task("training the router", total=1)
         tensors = fit_router(
             Material(known, natural_lines(), asked, pairs), encoder, seed, epochs=epochs,
+            start_from=load_file(start_from) if start_from else None,
             progress=lambda step, steps, loss: progress.update(
                 task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})"
             ),

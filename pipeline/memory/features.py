@@ -14,10 +14,11 @@ from math import log
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import DamerauLevenshtein
 
 FIRST_WORD_ID = 1996  # "the": ids below are control, unused and single characters
 SINGLE_CHARACTER = 6.0  # what a piece outside the ranking counts: about a word of rank 400
-UNALIKE = 0.45  # Dice overlap of character trigrams from which two words count as the same with a typo
+ALIKE = 0.7  # similarity from which two words may be one with a typo: one edit in four letters
 
 FEATURES = (
     "cosine", "margin", "lesson_covered", "question_covered", "lesson_worst", "question_worst",
@@ -112,11 +113,7 @@ def _stem(word: str) -> str:
 
 
 def _alike(left: str, right: str) -> float:
-    a, b = _trigrams(left), _trigrams(right)
-    dice = 2 * len(a & b) / (len(a) + len(b))
-    return dice if dice >= UNALIKE else 0.0
-
-
-def _trigrams(word: str) -> frozenset[str]:
-    padded = f"^{word}$"
-    return frozenset(padded[i : i + 3] for i in range(max(1, len(padded) - 2)))
+    """1 - edits / length, where a swap of two letters is one edit (Damerau 1964); numbers are alike or they are not."""
+    if any(map(str.isdigit, left + right)):
+        return float(left == right)
+    return DamerauLevenshtein.normalized_similarity(left, right, score_cutoff=ALIKE)

@@ -7,7 +7,7 @@ it behaves on lessons that it does not know.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -25,6 +25,7 @@ from pipeline.memory.pair_encoder import (
     base_pair_encoder,
     load_pair_encoder,
     make_trainable,
+    restore_adapter,
 )
 from pipeline.memory.router import Head, close_rows, final_inputs
 from pipeline.memory.router_examples import (
@@ -39,6 +40,7 @@ from pipeline.model.encoder import TextEncoder
 
 RANK = 64
 BATCH = 32
+RATE, RATE_FURTHER = 1e-3, 4e-4
 GENERATED_PAIRS = 12_000
 NATURAL_PASSES = 2  # each pass draws other wordings, other noise
 HEAD_LESSONS = 400  # lessons per size of memory
@@ -73,22 +75,27 @@ def fit_router(
     encoder: TextEncoder,
     seed: int = 0,
     *,
+    start_from: Mapping[str, Tensor] | None = None,
     epochs: int = 1,
     head_lessons: int = HEAD_LESSONS,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """The tensors that :func:`pipeline.memory.router.load_router` takes.
 
-    Deterministic for one machine and number of threads.
+    ``start_from``: another router's tensors, whose adapter is trained further, gently; without them the encoder's own
+    weights are the start. Deterministic for one machine and number of threads.
     """
     torch.manual_seed(seed)
     pair_encoder = base_pair_encoder(encoder.name)
+    make_trainable(pair_encoder, RANK)
+    if start_from is not None:
+        restore_adapter(pair_encoder, start_from)
     batches = [
         batch
         for epoch in range(epochs)
         for batch in _batches(material.examples(encoder, seed + 100 * epoch), seed + epoch)
     ]
-    train_pair_encoder(pair_encoder, batches, progress=progress)
+    train_pair_encoder(pair_encoder, batches, RATE if start_from is None else RATE_FURTHER, progress)
     tensors = adapter_tensors(pair_encoder)
     adapted = load_pair_encoder(tensors, encoder.name)
     return {**tensors, **fit_heads(material, encoder, adapted, seed + 1, head_lessons)}
@@ -108,10 +115,10 @@ def mixed(lines: Sequence[Line]) -> list[Line]:
 
 
 def train_pair_encoder(
-    encoder: PairEncoder, batches: list[list[Example]], rate: float = 1e-3, progress: Progress | None = None
+    encoder: PairEncoder, batches: list[list[Example]], rate: float, progress: Progress | None = None
 ) -> None:
     """AdamW, linear warm-up and decay, bfloat16 autocast."""
-    parameters = make_trainable(encoder, RANK)
+    parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=len(batches)))
     encoder.train()
