@@ -9,7 +9,7 @@ import typer
 
 from jobs import entry
 from jobs.starting import register_router, starting_point
-from pipeline.data.lines import LessonLine, read_lines
+from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.home import submitter_home
 
 if TYPE_CHECKING:
@@ -24,8 +24,14 @@ def command(
     register: Annotated[
         bool, typer.Option("--register", help="the champion with this router as a new version")
     ] = False,
+    questions: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="JSONL: questions people asked, with answers")
+    ] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="a router to train further (default: from scratch)")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
-    pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 10_000,
+    pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 12_000,
     seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
     recipe: entry.RecipePath = None,
 ) -> None:
@@ -40,12 +46,12 @@ def command(
     if len(lines) < FEWEST:
         raise entry.UserError(f"{lessons} has {len(lines)} lessons: give at least {FEWEST}")
     with entry.console.status("loading the encoder"):
-        from safetensors.torch import save_file
+        from safetensors.torch import load_file, save_file
 
         from jobs.entry import bar
         from pipeline.memory.router_check import held_out_figures
         from pipeline.memory.router_data import natural_lines
-        from pipeline.memory.router_fit import fit_router
+        from pipeline.memory.router_fit import Material, fit_router
         from pipeline.model.encoder import load_encoder
 
         home = submitter_home()
@@ -54,10 +60,12 @@ def command(
     if register and version is None:
         raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
     held_out, known = lines[::10], [line for number, line in enumerate(lines) if number % 10]
+    asked = read_lines(questions, ProbeLine) if questions else []
     with bar() as progress:
         task = progress.add_task("training the router", total=1)
         tensors = fit_router(
-            known, encoder, seed, natural=natural_lines(), epochs=epochs, generated=pairs,
+            Material(known, natural_lines(), asked, pairs), encoder, seed, epochs=epochs,
+            start_from=load_file(start_from) if start_from else None,
             progress=lambda step, steps, loss: progress.update(
                 task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})"
             ),

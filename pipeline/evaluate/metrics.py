@@ -125,6 +125,19 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     return min(1.0, tail / 2 ** max(total - 1, 0))
 
 
+def calibration_error(probabilities: Sequence[float], outcomes: Sequence[bool], bins: int = 15) -> float:
+    """Expected calibration error over equally wide bins (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+    ECE = Σ_b n_b / n · |mean outcome in b - mean probability in b|; 0 where nothing was measured.
+    """
+    if len(probabilities) != len(outcomes):
+        raise ValueError(f"{len(probabilities)} probabilities but {len(outcomes)} outcomes: pass one for each")
+    gaps = [0.0] * bins
+    for probability, outcome in zip(probabilities, outcomes, strict=True):
+        gaps[min(int(probability * bins), bins - 1)] += outcome - probability
+    return sum(map(abs, gaps)) / max(len(probabilities), 1)
+
+
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:
     """Where a falling function crosses zero between ``low`` and ``high``, by bisection to 1e-12."""
     while high - low > 1e-12:

@@ -1,4 +1,4 @@
-"""What a question and a lesson's phrasing have in common, in eleven numbers that need no corpus.
+"""What a question and a lesson's phrasing have in common, in twelve numbers that need no corpus.
 
 A word's rarity comes from the encoder's own word pieces: BERT's vocabulary is ordered by frequency, so by Zipf's law
 the logarithm of a piece's rank is its surprise. The table ships with the encoder and does not change with the memory.
@@ -14,14 +14,15 @@ from math import log
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import DamerauLevenshtein
 
 FIRST_WORD_ID = 1996  # "the": ids below are control, unused and single characters
 SINGLE_CHARACTER = 6.0  # what a piece outside the ranking counts: about a word of rank 400
-UNALIKE = 0.45  # Dice overlap of character trigrams from which two words count as the same with a typo
+ALIKE = 0.7  # similarity from which two words may be one with a typo: one edit in four letters
 
 FEATURES = (
     "cosine", "margin", "lesson_covered", "question_covered", "lesson_worst", "question_worst",
-    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio", "digits_conflict",
+    "rarest_lesson", "rarest_question", "digits_differ", "length_ratio", "digits_conflict", "size",
 )  # fmt: skip
 
 _WORD = re.compile(r"[^\W_]+(?:['’.+#&-]*[^\W_]+)*[+#]*")
@@ -36,6 +37,8 @@ class Pair:
     cosine: float
     margin: float  # to the best phrasing of another lesson; positive for the nearest lesson
     asking: int = 0  # which question of the batch this is; its pairs compete with each other
+    lesson: int = 0  # which of the question's lessons the phrasing belongs to; a lesson is no rival of itself
+    size: int = 1  # lessons that the viewer's memory holds: the more, the likelier a near miss
 
 
 class WordTable:
@@ -78,6 +81,7 @@ def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
         float(asked_digits != known_digits),
         log((1 + len(asked)) / (1 + len(known))),
         float(bool(asked_digits - known_digits) and bool(known_digits - asked_digits)),
+        log(max(1, pair.size)),
     )
 
 
@@ -109,11 +113,7 @@ def _stem(word: str) -> str:
 
 
 def _alike(left: str, right: str) -> float:
-    a, b = _trigrams(left), _trigrams(right)
-    dice = 2 * len(a & b) / (len(a) + len(b))
-    return dice if dice >= UNALIKE else 0.0
-
-
-def _trigrams(word: str) -> frozenset[str]:
-    padded = f"^{word}$"
-    return frozenset(padded[i : i + 3] for i in range(max(1, len(padded) - 2)))
+    """1 - edits / length, where a swap of two letters is one edit (Damerau 1964); numbers are alike or they are not."""
+    if any(map(str.isdigit, left + right)):
+        return float(left == right)
+    return DamerauLevenshtein.normalized_similarity(left, right, score_cutoff=ALIKE)

@@ -96,6 +96,17 @@ def make_trainable(encoder: PairEncoder, rank: int) -> list[nn.Parameter]:
     return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
 
+def restore_adapter(encoder: PairEncoder, tensors: Mapping[str, Tensor]) -> None:
+    """Go on training from a saved adapter: its deltas into the maps that :func:`make_trainable` has put in place."""
+    with torch.no_grad():
+        encoder.head.weight.copy_(tensors["pair.weight"])
+        encoder.head.bias.copy_(tensors["pair.bias"])
+        for name, module in encoder.model.named_modules():
+            if isinstance(module, LowRank):
+                module.down.copy_(tensors[f"adapter.{name}.down"])
+                module.up.copy_(tensors[f"adapter.{name}.up"])
+
+
 def adapter_tensors(encoder: PairEncoder) -> dict[str, Tensor]:
     """What was trained, in half precision: ``down`` and ``up`` of each map, and the head."""
     tensors = {"pair.weight": encoder.head.weight, "pair.bias": encoder.head.bias}

@@ -6,6 +6,7 @@ gets log-odds against the null slot, whose own logit is 0; so one candidate alon
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -21,6 +22,7 @@ from pipeline.memory.pair_encoder import PairEncoder, load_pair_encoder
 from pipeline.memory.types import question_key
 
 SAME_WORDS = 12.0  # log-odds of a question that is written like the lesson
+NO_RIVAL = -6.0  # what the pair encoder says of a rival that is not there
 UNSCORED = -12.0  # log-odds of a candidate that the cheap head rules out
 
 LogOdds = NDArray[np.float64]
@@ -75,8 +77,20 @@ class TrainedRouter:
         scores = np.full(len(pairs), UNSCORED)
         if rows:
             read = self._pairs.score([(pairs[row].question, pairs[row].phrasing) for row in rows])
-            scores[rows] = self._final(np.column_stack([inputs[rows], np.array(read, dtype=np.float32)]))
+            scores[rows] = self._final(final_inputs(inputs[rows], [pairs[row] for row in rows], read))
         return scores
+
+
+def final_inputs(inputs: NDArray[np.float32], pairs: Sequence[Pair], read: Sequence[float]) -> NDArray[np.float32]:
+    """(n, features + 2): what the pair encoder says of each pair, and how far that is above its best rival lesson."""
+    best: dict[int, dict[int, float]] = defaultdict(dict)
+    for pair, value in zip(pairs, read, strict=True):
+        best[pair.asking][pair.lesson] = max(value, best[pair.asking].get(pair.lesson, value))
+    margins = [
+        value - max((other for lesson, other in best[pair.asking].items() if lesson != pair.lesson), default=NO_RIVAL)
+        for pair, value in zip(pairs, read, strict=True)
+    ]
+    return np.column_stack([inputs, np.array(read, np.float32), np.array(margins, np.float32)])
 
 
 CLOSELY = 4  # phrasings per question that the pair encoder reads

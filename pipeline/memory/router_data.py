@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from importlib.resources import files
+from string import ascii_lowercase
 from typing import Literal
 
 from pipeline.data.examples import example
@@ -20,6 +21,7 @@ from pipeline.data.lines import LessonLine, read_lines
 Relations = dict[str, list[list[str]]]  # kind -> relations -> wordings
 Part = Literal["all", "known", "withheld"]
 LINE_KINDS = ("person", "work")
+TYPOS = 0.3  # share of questions with a typo
 
 _OPENERS = (
     "Do you know", "Please tell me:", "Quick question:", "I need to know", "As of today,", "Tell me,", "Hi!",
@@ -95,7 +97,7 @@ class Generator:
             text = f"{text.rstrip('?. ')} {self.random.choice(_CLOSERS)}{'?' if '?' in text else ''}"
         return self.noise(text)
 
-    def noise(self, text: str) -> str:
+    def noise(self, text: str, typos: float = TYPOS) -> str:
         draw = self.random.random
         if draw() < 0.35:
             text = text.rstrip("?. ")
@@ -103,22 +105,37 @@ class Generator:
             text = text.lower()
         elif draw() < 0.03:
             text = text.upper()
-        return self._typo(text) if draw() < 0.12 else text
+        if draw() < 0.06:
+            text = self._without_a_small_word(text)
+        while draw() < typos:
+            text, typos = self._typo(text), typos / 4
+        return text
+
+    def _without_a_small_word(self, text: str) -> str:
+        words = text.split(" ")
+        small = [place for place, word in enumerate(words) if word.islower() and word.isalpha()]
+        if len(words) > 3 and small:
+            words.pop(self.random.choice(small))
+        return " ".join(words)
 
     def _typo(self, text: str) -> str:
         words = text.split(" ")
-        long = [place for place, word in enumerate(words) if len(word) > 5]
+        long = [place for place, word in enumerate(words) if len(word) > 3 and not any(map(str.isdigit, word))]
         if long:
             place = self.random.choice(long)
             words[place] = self._misspelt(words[place])
         return " ".join(words)
 
     def _misspelt(self, word: str) -> str:
-        at = self.random.randrange(1, len(word) - 2)
+        """One letter left out, swapped with the next, doubled, added or mistaken."""
+        at = self.random.randrange(1, len(word) - 1)
+        letter = self.random.choice(ascii_lowercase)
         return self.random.choice((
             word[:at] + word[at + 1 :],
             word[:at] + word[at + 1] + word[at] + word[at + 2 :],
             word[:at] + word[at] + word[at:],
+            word[:at] + letter + word[at:],
+            word[:at] + letter + word[at + 1 :],
         ))  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.memory.belief import Fold, Slot
 from pipeline.memory.features import Pair
 from pipeline.memory.index import Audience, Found, PartitionedIndex, Vectors
 from pipeline.memory.router import Router, weights_with_null
+from pipeline.memory.segments import segments
 from pipeline.memory.snapshot import Key, audience
 from pipeline.memory.types import NARROWER, Explanation, Lesson, Reading, SlotWeight, Viewer, moment, question_key
 from pipeline.model.encoder import Encoder
@@ -27,11 +28,12 @@ from pipeline.model.encoder import Encoder
 
 @dataclass(frozen=True)
 class Candidate:
-    """A lesson that the first stage found, with the nearest of its phrasings."""
+    """A lesson that the first stage found: one of its phrasings, and the part of the question that lies nearest."""
 
     lesson: Lesson
     phrasing: str
     cosine: float
+    part: str = ""
 
 
 class LessonMemory:
@@ -146,25 +148,31 @@ class LessonMemory:
             raise ValueError(f"{len(questions)} questions but {len(viewers)} viewers: pass one viewer per question")
         if not self._rows or not questions:
             return [Reading() for _ in questions]
-        vectors, time = self.encoder.encode(questions), moment(now or datetime.now(UTC))
+        parts = [(asking, part) for asking, question in enumerate(questions) for part in segments(question)]
+        vectors, time = self.encoder.encode([part for _, part in parts]), moment(now or datetime.now(UTC))
         with self._lock:
-            found = self._nearest(vectors, viewers, time)
-        asked = enumerate(zip(questions, found, strict=True))
-        pairs = [pair for asking, (question, near) in asked for pair in _pairs(asking, question, near)]
+            found, size = self._nearest(parts, vectors, viewers, time), len(self)
+        pairs = [pair for asking, near in enumerate(found) for pair in _pairs(asking, near, size)]
         log_odds = self.router.score(pairs) if pairs else np.zeros(0)
         ends = np.cumsum([len(near) for near in found])[:-1]
         return [_reading(near, part) for near, part in zip(found, np.split(log_odds, ends), strict=True)]
 
-    def _nearest(self, vectors: Vectors, viewers: Sequence[Viewer], now: str) -> list[list[Candidate]]:
-        """For each viewer the nearest phrasings of lessons that may be read, nearest first."""
+    def _nearest(
+        self, parts: list[tuple[int, str]], vectors: Vectors, viewers: Sequence[Viewer], now: str
+    ) -> list[list[Candidate]]:
+        """For each viewer the phrasings nearest to any part of the question among lessons that may be read.
+
+        ``parts`` are (viewer's number, text), one for each row of ``vectors``.
+        """
         asking: dict[Audience, list[int]] = defaultdict(list)  # one search per audience, for everybody in it
-        for number, viewer in enumerate(viewers):
-            for readers in _audiences(viewer):
-                asking[readers].append(number)
+        for row, (number, _) in enumerate(parts):
+            for readers in _audiences(viewers[number]):
+                asking[readers].append(row)
         found: list[list[Candidate]] = [[] for _ in viewers]
-        for readers, numbers in asking.items():
-            for number, near in zip(numbers, self._among(readers, vectors[numbers], now), strict=True):
-                found[number] += near
+        for readers, rows in asking.items():
+            for row, near in zip(rows, self._among(readers, vectors[rows], now), strict=True):
+                number, part = parts[row]
+                found[number] += [replace(candidate, part=part) for candidate in near]
         return [_without_overruled(_nearest_first(near)[: self.settings.candidates]) for near in found]
 
     def _among(self, readers: Audience, queries: Vectors, now: str) -> list[list[Candidate]]:
@@ -259,7 +267,12 @@ def _text(lesson: Lesson) -> str:
 
 
 def _nearest_first(near: list[Candidate]) -> list[Candidate]:
-    return sorted(near, key=lambda candidate: (-candidate.cosine, candidate.lesson.lesson_id, candidate.phrasing))
+    """Each phrasing once, beside the part of the question that it is nearest to."""
+    ranked = sorted(near, key=lambda candidate: (-candidate.cosine, candidate.lesson.lesson_id, candidate.phrasing))
+    seen: dict[tuple[str, str], Candidate] = {}
+    for candidate in ranked:
+        seen.setdefault((candidate.lesson.lesson_id, candidate.phrasing), candidate)
+    return list(seen.values())
 
 
 def _without_overruled(found: list[Candidate]) -> list[Candidate]:
@@ -271,12 +284,14 @@ def _without_overruled(found: list[Candidate]) -> list[Candidate]:
     return [c for c in found if NARROWER.get(c.lesson.scope, 0) >= narrowest[question_key(c.lesson.question)]]
 
 
-def _pairs(asking: int, question: str, near: list[Candidate]) -> list[Pair]:
+def _pairs(asking: int, near: list[Candidate], size: int) -> list[Pair]:
     """Each candidate beside the best candidate of another lesson."""
+    numbers = {lesson_id: n for n, lesson_id in enumerate(dict.fromkeys(c.lesson.lesson_id for c in near))}
     pairs = []
     for candidate in near:
         rival = next((other.cosine for other in near if other.lesson.lesson_id != candidate.lesson.lesson_id), 0.0)
-        pairs.append(Pair(question, candidate.phrasing, candidate.cosine, candidate.cosine - rival, asking))
+        number, margin = numbers[candidate.lesson.lesson_id], candidate.cosine - rival
+        pairs.append(Pair(candidate.part, candidate.phrasing, candidate.cosine, margin, asking, number, size))
     return pairs
 
 

@@ -52,6 +52,7 @@ class Bundle:
         """This bundle with every weight of ``model`` that was trained."""
         changed = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
         return replace(self, tensors={**self.tensors, **changed})
+
     def without_lessons(self, lessons: Collection[str]) -> Bundle:
         """This bundle without the memory-layer slots of ``lessons``; changed ordinary weights stay as they are."""
         return self if self.memory is None else replace(self, memory=self.memory.without(lessons))

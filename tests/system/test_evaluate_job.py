@@ -58,7 +58,8 @@ def test_a_file_is_measured_without_a_home(home_root: Path, files: Path, capsys:
     assert found.measures["probes"] == 3
     assert (files / "out" / "result.risk.png").exists()
     screen = " ".join(capsys.readouterr().out.split())
-    assert all(title in screen for title in ("Corrections", "What has to stay", "memory against each other system", "Cost"))
+    titles = ("Corrections", "What has to stay", "memory against each other system", "Cost")
+    assert all(title in screen for title in titles)
     assert not home_root.exists()
 
 

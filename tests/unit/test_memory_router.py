@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.lines import LessonLine
+from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.memory.features import FEATURES, Pair, WordTable, features
 from pipeline.memory.pair_encoder import adapter_tensors, base_pair_encoder, load_pair_encoder, make_trainable
-from pipeline.memory.router import CLOSELY, SAME_WORDS, Head, close_rows, load_router
+from pipeline.memory.router import CLOSELY, NO_RIVAL, SAME_WORDS, Head, close_rows, final_inputs, load_router
 from pipeline.memory.router_data import Generator, common_subject, read_relations
-from pipeline.memory.router_fit import fit_head, fit_router
+from pipeline.memory.router_examples import SubjectSwap, nearest_lessons, question_examples
+from pipeline.memory.router_fit import Material, fit_head, fit_router
+from pipeline.memory.segments import segments
 from pipeline.model.encoder import load_encoder
 
 COVERED, WORST = FEATURES.index("lesson_covered"), FEATURES.index("lesson_worst")
@@ -79,7 +81,7 @@ def test_an_adapter_starts_as_the_base_and_survives_saving() -> None:
 
 
 def test_the_shipped_router_is_small() -> None:
-    assert len((files("pipeline.memory") / "router.safetensors").read_bytes()) < 2_000_000
+    assert len((files("pipeline.memory") / "router.safetensors").read_bytes()) < 6_000_000
 
 
 def test_every_relation_has_wordings_that_name_the_subject() -> None:
@@ -134,7 +136,56 @@ def test_a_router_is_fitted_and_loads() -> None:
         )
         for n in range(10)
     ]
-    tensors = fit_router(lines, load_encoder(device="cpu"), seed=1, generated=40, head_lessons=12)
+    tensors = fit_router(Material(lines, generated=40), load_encoder(device="cpu"), seed=1, head_lessons=12)
     scores = load_router(tensors).score([Pair("who is it", "what is that", 0.2, 0.2)])
     assert scores.shape == (1,)
     assert np.isfinite(scores).all()
+
+
+def test_each_sentence_of_a_question_is_read_and_an_initial_ends_none() -> None:
+    text = "I was in Nebraska last week. Kip S. Thorne works in the field of"
+    assert segments(text) == (text, "I was in Nebraska last week.", "Kip S. Thorne works in the field of")
+    assert segments("Who wrote Dune?") == ("Who wrote Dune?",)
+    assert segments("Hi! Who wrote Dune?")[1:] == ("Who wrote Dune?",)
+
+
+def test_a_rival_is_another_lesson_of_the_same_question() -> None:
+    pairs = [
+        Pair("q", "a", 0.9, 0.1, asking=0, lesson=0),
+        Pair("q", "a in other words", 0.8, 0.1, asking=0, lesson=0),
+        Pair("q", "b", 0.7, 0.1, asking=0, lesson=1),
+        Pair("r", "a", 0.7, 0.1, asking=1, lesson=0),
+    ]
+    inputs = final_inputs(np.zeros((4, 1), dtype=np.float32), pairs, [3.0, 2.0, 1.0, 5.0])
+    assert inputs[:, 1].tolist() == [3.0, 2.0, 1.0, 5.0]
+    assert inputs[:, 2].tolist() == [2.0, 1.0, -2.0, 5.0 - NO_RIVAL]
+
+
+def test_a_swapped_subject_is_another_name_in_the_same_words() -> None:
+    swap = SubjectSwap(["Paul McCartney", "Jesse McCartney", "Ken Loach", None], seed=0)
+    texts = [text for _ in range(20) for text in swap("Paul McCartney works as", "Paul McCartney")]
+    assert "Jesse McCartney works as" in texts
+    assert all(text.endswith(" works as") and not text.startswith("Paul") for text in texts)
+    assert list(swap("Somebody works as", "Paul McCartney")) == []
+
+
+def test_a_near_lesson_about_the_same_subject_is_no_near_miss() -> None:
+    lines = [
+        LessonLine(question="Rumi is affiliated with the religion", answer="x"),
+        LessonLine(question="Ovid lived in", answer="x", neighbours=("Rumi follows the religion of",)),
+        *(LessonLine(question=f"{name} follows the religion of", answer="x") for name in ("Dante", "Virgil", "Homer")),
+    ]
+    near = nearest_lessons(lines, ["Rumi", "Ovid", "Dante", "Virgil", "Homer"], load_encoder(device="cpu"))
+    compared = {lines[other].question for text, other in near[1] if text.startswith("Rumi")}
+    assert compared
+    assert "Rumi is affiliated with the religion" not in compared
+
+
+def test_questions_with_one_answer_are_one_question_and_others_are_near_misses() -> None:
+    probes = [
+        ProbeLine(question="what currency is used in peru", answers=("sol",)),
+        ProbeLine(question="what is the currency used in peru", answers=("Sol",)),
+        ProbeLine(question="what currency is used in chile", answers=("peso",)),
+    ]
+    labels = {frozenset(pair[:2]): pair[2] for pair in question_examples(probes, load_encoder(device="cpu"), seed=4)}
+    assert set(labels.values()) == {0.0, 1.0}

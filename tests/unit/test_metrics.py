@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.evaluate.metrics import (
     Interval,
+    calibration_error,
     mcnemar,
     paired_difference,
     quantile,
@@ -160,3 +161,12 @@ def test_a_quantile_and_the_order_statistics_around_it() -> None:
     assert quantile([3.0], 0.95) == Interval(3.0, 3.0, 3.0, 1)
     with pytest.raises(ValueError, match="no values"):
         quantile([], 0.5)
+
+
+def test_calibration_error_by_hand() -> None:
+    """Two bins: .9 and .9 with one right (gap .4, weight 1/2), .1 and .3 with none right (gap .2, weight 1/2)."""
+    assert calibration_error([0.9, 0.9, 0.1, 0.3], [True, False, False, False], bins=2) == pytest.approx(0.3)
+    assert calibration_error([1.0, 0.0], [True, False]) == 0
+    assert calibration_error([], []) == 0
+    with pytest.raises(ValueError, match="1 probabilities but 0 outcomes"):
+        calibration_error([0.5], [])
