@@ -98,8 +98,9 @@ class Backbone:
 def backbone_location(base: str) -> Path | str:
     """What transformers loads for ``model.base``."""
     kind, _, name = base.partition(":")
-    folders = {"package": backbone_folder, "scratch": scratch_folder}
-    return folders[kind](base) if kind in folders else name
+    if kind == "scratch":
+        return scratch_folder(base)
+    return backbone_folder(base) if kind == "package" else name
 
 
 def weights_digest(location: Path | str) -> str:

@@ -84,7 +84,7 @@ def start_token(backbone: Backbone) -> int:
 
 def tell(model: Any, told: Tensor, session: Session) -> list[Tensor]:
     """Write told pairs into the session, segment after segment; returns the write rates of each (batch, tokens)."""
-    rates = []
+    rates: list[Tensor] = []
     with remembering(model, session):
         for segment in told.split(PAIR * SEGMENT, dim=1):
             session.segment()
