@@ -61,12 +61,12 @@ def url(server: subprocess.Popen[str], home: Path) -> str:
 def test_a_lesson_changes_the_next_answer(url: str) -> None:
     before = agm("ask", QUESTION, url=url)
     assert before.returncode == 0, before.stderr
-    assert "weights · model version 1" in before.stdout
+    assert "\nweights of weights 1.00 · no lesson applies: 1.00 · model version 1" in before.stdout
     taught = agm("teach", QUESTION, "the euro", url=url)
     assert taught.stdout.startswith("1 lesson(s) taught (les_")
     answer, facts, lesson = agm("ask", QUESTION, url=url).stdout.splitlines()
     assert answer == "the euro"
-    assert facts.startswith("copy · model version 1")
+    assert facts.startswith("copy of copy 1.00 · no lesson applies: 0.00 · model version 1")
     assert lesson.strip().startswith("les_")
     assert lesson.endswith(f"{QUESTION} → the euro")
 
