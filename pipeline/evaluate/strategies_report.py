@@ -116,7 +116,7 @@ class Sitting:
     def _possible(self, place: int) -> dict[str, Plan]:
         question = self.probes[place].question
         asked = Situation(question, prompt_messages(question), self.readings[place], self.bench.settings)
-        if asked.settled:
+        if asked.verbatim:
             return {}
         return {made.strategy: made for made in (arm.plan(asked) for arm in ARMS)}
 

@@ -40,9 +40,15 @@ class Situation:
         return bool(self.reading.slots) and self.reading.gate > self.settings.gate
 
     @property
-    def settled(self) -> bool:
-        """Whether a lesson applies for certain: the question is asked in its own words."""
+    def verbatim(self) -> bool:
+        """Whether a lesson applies confidently and the question is asked in its own words."""
         return self.confident and question_key(self.question) == question_key(self.reading.slots[0].question)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a lesson applies confidently and the question does not turn it round: there is nothing to choose."""
+        lesson = self.reading.slots[0] if self.confident else None
+        return lesson is not None and (self.verbatim or form_of(self.question, lesson) == "plain")
 
 
 @dataclass(frozen=True)
@@ -105,8 +111,9 @@ class Context:
 class Adaptive:
     """A softmax over the other three from the question's state, learned from ratings (:mod:`pipeline.memory.policy`).
 
-    The likeliest strategy answers, or with chance ``memory.explore`` one drawn from the softmax. A question in a
-    lesson's own words is copied without asking the policy, and nothing is drawn over a confident lesson.
+    The likeliest strategy answers, or with chance ``memory.explore`` one drawn from the softmax. A confident lesson is
+    copied without asking the policy unless the question turns it round (yes or no, reversed), and nothing is drawn over
+    one.
     """
 
     def __init__(self, draw: random.Random | None = None) -> None:

@@ -123,8 +123,14 @@ def test_adaptive_takes_the_policy_s_likeliest_and_says_what_it_was_chosen_from(
     assert dict(zip(FEATURES, made.choice.state, strict=True))["bias"] == 1.0
 
 
-def test_a_question_in_the_lesson_s_own_words_is_copied_whatever_the_policy_says() -> None:
-    assert adaptive(leaning(weights=50.0), 0.9, QUESTION.upper()).strategy == "copy"
+@pytest.mark.parametrize("question", [QUESTION.upper(), REWORDED])
+def test_a_confident_lesson_is_copied_whatever_the_policy_says(question: str) -> None:
+    assert adaptive(leaning(weights=50.0), 0.9, question).strategy == "copy"
+
+
+def test_a_question_that_turns_a_confident_lesson_round_is_the_policy_s_to_decide() -> None:
+    for turned in ("Is the capital of Kazakhstan Almaty?", "Astana is the capital of what?"):
+        assert adaptive(leaning(context=3.0), 0.9, turned).strategy == "context"
 
 
 def test_exploration_is_off_by_default_and_never_over_a_confident_lesson() -> None:
