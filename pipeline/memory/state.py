@@ -45,7 +45,7 @@ _AUXILIARY = (
     r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|isn't|aren't|wasn't|doesn't|didn't)"
 )
 _ASKS_TRUTH = r"\b(?:true or false|yes or no|is (?:it|this|that) (?:true|right|correct))\b"
-_YES_NO = re.compile(rf"(?:^|[.?!:,;]\s+){_AUXILIARY}\s(?!you\b)|{_ASKS_TRUTH}", re.IGNORECASE)
+_YES_NO = re.compile(rf"(?:^|[.?!:]\s+){_AUXILIARY}\s(?!you\b)|{_ASKS_TRUTH}", re.IGNORECASE)
 _COMPARE = re.compile(
     r"\b(?:before|after|earlier|later|since|until|by|more|less|fewer|larger|smaller|higher|lower|at least|at most)\b"
     r"[^.?!]*\d",

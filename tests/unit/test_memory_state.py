@@ -52,6 +52,7 @@ def test_a_lesson_with_weight_bears_on_the_question_in_any_words() -> None:
         ("Could you tell me what the capital is?", False),
         ("What is the capital?", False),
         ("Do you know who wrote it?", False),
+        ("Where, by number, did the IETF publish it?", False),
         ("The capital of Kazakhstan is", False),
     ],
 )
