@@ -115,7 +115,7 @@ class Undecided:
 def answered(slot: SlotWeight, decoder: Mixing | None = None, **changes: Any) -> EngineAnswer:
     async def ask() -> EngineAnswer:
         served = Served(decoder or Mixing(), 1)
-        engine = BatchEngine(served, Undecided(slot), MemorySettings(), Watermark())
+        engine = BatchEngine(served, Undecided(slot), MemorySettings(gate=0.65), Watermark())
         try:
             return await engine.answer(EngineRequest(prompt_messages(QUESTION), QUESTION, Viewer(), **changes))
         finally:
