@@ -30,6 +30,10 @@ def command(
     start_from: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="a router to train further (default: from scratch)")
     ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="lessons to measure on (default: a held-out tenth)"),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
     pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 12_000,
     seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
@@ -37,8 +41,9 @@ def command(
 ) -> None:
     """Train the router, which decides whether a question is a lesson in other words or a neighbour of it.
 
-    A tenth of the lessons is held out, and the figures printed at the end are measured on it. ``--register`` adds a
-    version of the champion with this router to the registry; it does not serve until it is promoted.
+    The figures printed at the end are measured on lessons that it did not learn from. ``--register`` adds a version of
+    the champion with this router to the registry; it does not serve until it is promoted. `--start-from` trains the
+    shipped router (pipeline/memory/router.safetensors) further on lessons like yours, which takes fewer of them.
 
     Example: `agm pretrain --lessons examples/world_changes/lessons.jsonl --out router.safetensors`
     """
@@ -59,7 +64,9 @@ def command(
         encoder = load_encoder(settings.model.encoder)
     if register and version is None:
         raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
-    held_out, known = lines[::10], [line for number, line in enumerate(lines) if number % 10]
+    held_out, known = read_lines(check, LessonLine) if check else lines[::10], lines
+    if check is None:
+        known = [line for number, line in enumerate(lines) if number % 10]
     asked = read_lines(questions, ProbeLine) if questions else []
     with bar() as progress:
         task = progress.add_task("training the router", total=1)
