@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import boto3
 import pytest
@@ -29,8 +30,9 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ThreadedMotoS
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="agm")
-    yield "s3://agm/feedback", server
+    name = f"agm-{uuid4().hex}"  # every server of one process has the same buckets
+    boto3.client("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket=name)
+    yield f"s3://{name}/feedback", server
     server.stop()
 
 
