@@ -13,7 +13,11 @@ from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.home import submitter_home
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline.evaluate.metrics import Interval
+    from pipeline.memory.router_fit import Material
+    from pipeline.model.encoder import TextEncoder
 
 FEWEST = 20  # lessons: below, a fifth of them shows nothing
 
@@ -36,6 +40,7 @@ def command(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
     pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 12_000,
+    lesson_pairs: Annotated[int, typer.Option(min=100, help="at most so many pairs of the lessons in a pass")] = 50_000,
     seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
     recipe: entry.RecipePath = None,
 ) -> None:
@@ -50,13 +55,12 @@ def command(
     lines = read_lines(lessons, LessonLine)
     if len(lines) < FEWEST:
         raise entry.UserError(f"{lessons} has {len(lines)} lessons: give at least {FEWEST}")
+    known, held_out = _parts(lines, check)
+    asked = read_lines(questions, ProbeLine) if questions else []
     with entry.console.status("loading the encoder"):
-        from safetensors.torch import load_file, save_file
-
-        from jobs.entry import bar
         from pipeline.memory.router_check import held_out_figures
         from pipeline.memory.router_data import natural_lines
-        from pipeline.memory.router_fit import Material, fit_router
+        from pipeline.memory.router_fit import Material
         from pipeline.model.encoder import load_encoder
 
         home = submitter_home()
@@ -64,26 +68,41 @@ def command(
         encoder = load_encoder(settings.model.encoder)
     if register and version is None:
         raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
-    held_out, known = read_lines(check, LessonLine) if check else lines[::10], lines
-    if check is None:
-        known = [line for number, line in enumerate(lines) if number % 10]
-    asked = read_lines(questions, ProbeLine) if questions else []
-    with bar() as progress:
-        task = progress.add_task("training the router", total=1)
-        tensors = fit_router(
-            Material(known, natural_lines(), asked, pairs), encoder, seed, epochs=epochs,
-            start_from=load_file(start_from) if start_from else None,
-            progress=lambda step, steps, loss: progress.update(
-                task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})"
-            ),
-        )  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out)
+    material = Material(known, natural_lines(), asked, pairs, lesson_pairs)
+    tensors = _trained(material, encoder, seed, start_from, epochs, out)
     figures = held_out_figures(tensors, held_out, encoder, settings.memory)
     _show(figures)
     if register and version is not None:
         added = register_router(home, bundle, version, tensors, {name: f.value for name, f in figures.items()})
         entry.console.print(f"registered as version {added}", highlight=False)
+
+
+def _parts(lines: list[LessonLine], check: Path | None) -> tuple[list[LessonLine], list[LessonLine]]:
+    """(learned from, measured on)."""
+    if check is not None:
+        return lines, read_lines(check, LessonLine)
+    return [line for number, line in enumerate(lines) if number % 10], lines[::10]
+
+
+def _trained(
+    material: Material, encoder: TextEncoder, seed: int, start_from: Path | None, epochs: int, out: Path
+) -> dict[str, Tensor]:
+    """The router's tensors, written to ``out``."""
+    from safetensors.torch import load_file, save_file
+
+    from pipeline.memory.router_fit import fit_router
+
+    before = load_file(start_from) if start_from else None
+    with entry.bar() as progress:
+        task = progress.add_task("training the router", total=1)
+
+        def tell(step: int, steps: int, loss: float) -> None:
+            progress.update(task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})")
+
+        tensors = fit_router(material, encoder, seed, start_from=before, epochs=epochs, progress=tell)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, out)
+    return tensors
 
 
 def _show(figures: dict[str, Interval]) -> None:

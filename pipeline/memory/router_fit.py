@@ -42,6 +42,7 @@ RANK = 64
 BATCH = 32
 RATE, RATE_FURTHER = 1e-3, 4e-4
 GENERATED_PAIRS = 12_000
+LESSON_PAIRS = 50_000
 NATURAL_PASSES = 2  # each pass draws other wordings, other noise
 HEAD_LESSONS = 400  # lessons per size of memory
 OPEN_RECALL = 0.999  # share of right candidates that the first head must let through
@@ -58,12 +59,15 @@ class Material:
     natural: Sequence[LessonLine] = ()
     questions: Sequence[ProbeLine] = ()
     generated: int = GENERATED_PAIRS
+    most: int = LESSON_PAIRS  # pairs of the user's lessons in one pass
 
     def examples(self, encoder: TextEncoder, seed: int) -> list[Example]:
         """The pairs of one pass."""
         known, _ = split(self.lines)
         written, _ = split(mixed(self.natural))
-        pairs = line_examples(known, encoder, seed) + generated_examples(known, seed, self.generated)
+        pairs = line_examples(known, encoder, seed)
+        pairs = random.Random(seed).sample(pairs, min(len(pairs), self.most))
+        pairs += generated_examples(known, seed, self.generated)
         pairs += question_examples(self.questions, encoder, seed) if self.questions else []
         for repeat in range(NATURAL_PASSES):
             pairs += natural_examples(written, encoder, seed + repeat)
