@@ -61,6 +61,9 @@ class _Choice:
     erased: set[int] = field(default_factory=set)
     moved: list[Event] = field(default_factory=list)  # in order
     changed: set[str] = field(default_factory=set)
+    retold: set[str] = field(
+        default_factory=set
+    )  # lessons that are taken back and told again: the changed ones or more
 
 
 class TenantLog:
@@ -69,6 +72,10 @@ class TenantLog:
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = {event.seq: event for event in events}
         self.lessons = [event for event in self.events.values() if event.kind == "lesson"]
+        state, self.named = Fold(), set[str]()
+        for event in self.lessons:
+            self.named |= {event.body["lesson_id"], *state.step(event)}
+        self.trusted = bool(state.sources.records)  # some source's votes were judged
 
 
 def mark(log: EventLog, target: Target) -> int:
@@ -91,7 +98,7 @@ def mark(log: EventLog, target: Target) -> int:
             sources=len(target.sources),
         )
         _remove(connection, choice.erased)
-        head = _take_back(log, connection, plan)
+        head = _take_back(log, connection, plan, sorted(choice.retold))
         _move(log, connection, choice.moved, head)
         _bury(log, connection, [known.events[seq] for seq in choice.erased])
         log.vault.destroy(connection, [(target.tenant, source) for source in target.sources])
@@ -189,7 +196,10 @@ def _erased_answers(known: TenantLog, choice: _Choice) -> dict[str, set[str]]:
 
 
 def _add_moved(known: TenantLog, choice: _Choice) -> None:
-    """What remains of the changed lessons has to be folded again, and so has what the same events say of others."""
+    """What remains of the changed lessons has to be folded again, and so has what the same events say of others.
+
+    Where sources have earned trust, one lesson's evidence weighs in another's: then all of the tenant's lessons are.
+    """
     kept, state = _without(known.lessons, choice.erased), Fold()
     touched = {event.seq: state.step(event) for event in kept}
     gone = {known.events[seq].response_id for seq in choice.erased if known.events[seq].kind == "answer"}
@@ -201,6 +211,10 @@ def _add_moved(known: TenantLog, choice: _Choice) -> None:
         if not more:
             break
         moving |= more
+    choice.retold = set(choice.changed)
+    if known.trusted:
+        moving = set(touched)
+        choice.retold |= known.named | set(state.slots)
     quoting = [event for event in kept if event.seq in moving]
     choice.moved = [_unquoted(event) if event.response_id in gone else event for event in quoting]
 
@@ -215,13 +229,13 @@ def _remove(connection: Connection, seqs: Iterable[int]) -> None:
         connection.execute(delete(table).where(table.c.seq.in_(part)))
 
 
-def _take_back(log: EventLog, connection: Connection, plan: Plan) -> int:
+def _take_back(log: EventLog, connection: Connection, plan: Plan, retold: Iterable[str]) -> int:
     """Append the retractions that replicas follow, and a record of the erasure; returns the new head."""
     place: dict[str, Any] = {"source": SOURCE, "role": "admin", "tenant": plan.tenant}
     record = NewEvent(kind="erasure", body={"rows": plan.erased, "lessons": list(plan.lessons)}, **place)
     taken = [
         NewEvent(kind="lesson", body={"op": "retract", "lesson_id": lesson_id, "erased": True}, **place)
-        for lesson_id in plan.lessons
+        for lesson_id in retold
     ]
     return log.append_within(connection, [record, *taken])[-1].seq
 

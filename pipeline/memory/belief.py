@@ -202,6 +202,8 @@ class Fold:
         return self._vote(slot, event, answer, value)
 
     def _retract(self, event: Event) -> set[str]:
+        if event.body.get("erased"):  # what the erased had said may have judged others: it is all told again
+            self.sources.forget(event.tenant)
         slot = self._governed(event)
         return set() if slot is None else {self.drop(slot.header.lesson_id)}
 

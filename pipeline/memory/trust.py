@@ -51,3 +51,7 @@ class Sources:
                 record.confirmed += 1
             else:
                 record.contradicted += 1
+
+    def forget(self, tenant: str) -> None:
+        """No source of the tenant has a record any more: an erasure is followed by everything that remains."""
+        self.records = {source: record for source, record in self.records.items() if source[0] != tenant}
