@@ -168,7 +168,6 @@ class FeedbackSettings(Settings):
     redact_names: tuple[str, ...] = Field((), description="names to redact; none by default: answers often are names")
     keep_answers_days: int = Field(90, ge=0, description="answers that nobody said anything about")
     keep_versions_hours: int = Field(168, ge=0, description="old versions of the feedback table")
-    lessons_per_source: int = Field(500, ge=1, description="lessons of one source that one cycle trains at most")
 
 
 class Recipe(Settings):

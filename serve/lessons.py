@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from pipeline.data.lines import LessonLine
 from pipeline.feedback import intake
-from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import Receipt
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import Event
@@ -161,12 +160,13 @@ async def lineage(response_id: Identifier, request: Request, key: Asker) -> Line
 
 def _lineage(service: Service, answer: Event) -> Lineage:
     cited = [item["lesson_id"] for item in answer.body["lessons"]]
+    said = service.log.by_response(answer.response_id or "")
     return Lineage(
         response_id=answer.response_id or "",
         answer=_event(answer),
         model_version=answer.body["model_version"],
         lessons=[_lesson_lineage(service, lesson_id, answer) for lesson_id in cited],
-        feedback=[_event(e) for e in _feedback_after(service.log, answer.seq) if e.response_id == answer.response_id],
+        feedback=[_event(event) for event in said if event.kind == "feedback"],
     )
 
 
@@ -183,14 +183,6 @@ def _lesson_lineage(service: Service, lesson_id: str, answer: Event) -> LineageL
         answer=lesson.answer if lesson else None,
         events=[_event(events[seq]) for seq in sorted(events)],
     )
-
-
-def _feedback_after(log: EventLog, seq: int) -> list[Event]:
-    found: list[Event] = []
-    while page := log.after(seq, kinds=["feedback"]):
-        found += page
-        seq = page[-1].seq
-    return found
 
 
 async def _written(service: Service, change: Callable[[], Receipt]) -> Receipt:

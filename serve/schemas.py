@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.evaluate.gate import Check
+
 MAX_ID = 128
 MAX_VALUE = 4_000
 Name = Annotated[str, Field(max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -260,15 +262,6 @@ class ModelPage(BaseModel):
     data: list[ModelReply]
 
 
-class CheckReply(BaseModel):
-    name: str
-    value: float
-    low: float
-    margin: float
-    n: int
-    passed: bool
-
-
 class CycleReply(BaseModel):
     """One decision of the gate; ``cycle`` is absent where a person decided."""
 
@@ -278,7 +271,7 @@ class CycleReply(BaseModel):
     promoted: bool
     champion: bool
     reasons: list[str]
-    checks: list[CheckReply]
+    checks: list[Check]
 
 
 class CyclePage(BaseModel):

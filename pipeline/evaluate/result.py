@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,8 +11,6 @@ from pipeline.evaluate.metrics import Interval
 from pipeline.evaluate.protocol import PROTOCOL
 
 SCHEMA = "agm-result-v1"
-
-Measures = Mapping[str, Interval]  # metric -> figure
 
 
 class Result(BaseModel):

@@ -212,14 +212,6 @@ def _first_token(backbone: Backbone, text: str) -> str:
     return repr(backbone.answer_ids(text)[:1])
 
 
-def build_systems(names: Sequence[str], bench: Bench) -> dict[str, System]:
-    """The systems called ``names``, each taught nothing yet."""
-    unknown = [name for name in names if name not in SYSTEMS]
-    if unknown or not names:
-        raise ValueError(f"systems = {', '.join(unknown) or 'none'}: known systems are {', '.join(SYSTEMS)}")
-    return {name: SYSTEMS[name](bench) for name in names}
-
-
 def _empty_memory(recipe: Recipe, encoder: Callable[[], Encoder], router: Mapping[str, Tensor] | None) -> LessonMemory:
     from pipeline.memory.router import load_router
     from pipeline.memory.store import LessonMemory

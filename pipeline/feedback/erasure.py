@@ -67,14 +67,14 @@ class _Choice:
 
 
 class TenantLog:
-    """A tenant's events as erasure looks at them."""
+    """A tenant's events as erasure looks at them, and the lessons that they make."""
 
     def __init__(self, events: Iterable[Event]) -> None:
         self.events = {event.seq: event for event in events}
         self.lessons = [event for event in self.events.values() if event.kind == "lesson"]
-        state, self.named = Fold(), set[str]()
-        for event in self.lessons:
-            self.named |= {event.body["lesson_id"], *state.step(event)}
+        state = Fold()
+        self.touched = {event.seq: state.step(event) for event in self.lessons}  # the slots that each event changed
+        self.before = {lesson_id: slot.lesson for lesson_id, slot in state.slots.items()}
         self.trusted = bool(state.sources.records)  # some source's votes were judged
 
 
@@ -144,11 +144,11 @@ def _choose(known: TenantLog, target: Target) -> _Choice:
         if known.events[seq].kind == "lesson" and _mentions(known.events[seq], target.subjects)
     }
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in named}
-    before, after = fold(known.lessons), fold(_without(known.lessons, choice.erased))
+    before, after = known.before, fold(_without(known.lessons, choice.erased))
     choice.changed = {i for i, lesson in before.items() if _told(lesson) != _told(after.get(i))}
     gone = before.keys() - after.keys()
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in gone}
-    _add_quotations(known, choice, before, after)
+    _add_quotations(known, choice, after)
     _add_moved(known, choice)
     return choice
 
@@ -171,9 +171,9 @@ def _told(lesson: Lesson | None) -> Any:
     return lesson and (lesson.question, lesson.answer, lesson.beliefs, lesson.paraphrases, lesson.previous)
 
 
-def _add_quotations(known: TenantLog, choice: _Choice, before: dict[str, Lesson], after: dict[str, Lesson]) -> None:
+def _add_quotations(known: TenantLog, choice: _Choice, after: dict[str, Lesson]) -> None:
     """Answers that cite a lesson whose answer is erased repeat it, and so does feedback on them."""
-    silenced = {i for i in choice.changed if i not in after or after[i].answer != before[i].answer}
+    silenced = {i for i in choice.changed if i not in after or after[i].answer != known.before[i].answer}
     erased = _erased_answers(known, choice)
     repeated = set()
     for event in (event for event in known.events.values() if event.kind == "answer"):
@@ -187,10 +187,10 @@ def _add_quotations(known: TenantLog, choice: _Choice, before: dict[str, Lesson]
 
 def _erased_answers(known: TenantLog, choice: _Choice) -> dict[str, set[str]]:
     """What the erased events had told, by the lessons that they touched."""
-    state, told = Fold(), dict[str, set[str]]()
+    told: dict[str, set[str]] = {}
     for event in known.lessons:
-        for lesson_id in state.step(event):
-            if event.seq in choice.erased and event.body["op"] == "correct":
+        if event.seq in choice.erased and event.body["op"] == "correct":
+            for lesson_id in known.touched[event.seq]:
                 told.setdefault(lesson_id, set()).add(event.body["answer"])
     return told
 
@@ -214,7 +214,8 @@ def _add_moved(known: TenantLog, choice: _Choice) -> None:
     choice.retold = set(choice.changed)
     if known.trusted:
         moving = set(touched)
-        choice.retold |= known.named | set(state.slots)
+        named = {event.body["lesson_id"] for event in known.lessons}
+        choice.retold |= named.union(*known.touched.values(), state.slots)
     quoting = [event for event in kept if event.seq in moving]
     choice.moved = [_unquoted(event) if event.response_id in gone else event for event in quoting]
 

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 SCHEMA_VERSION = 1
 
-EventKind = Literal["answer", "feedback", "lesson", "review", "erasure"]
+EventKind = Literal["answer", "feedback", "lesson", "erasure"]
 Role = Literal["ask", "teach", "admin"]
 Scope = Literal["session", "user", "tenant", "global"]
 
@@ -37,7 +37,6 @@ class NewEvent:
       (of the answer that is rated)
     - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, expires (a moment in UTC
       from which on the lesson is not read, or None), value (for a rating), line (the other fields of a taught line)
-    - ``review``: lesson_id, decision (accept | reject), why: a person's word on a quarantined lesson
     - ``erasure``: rows (how many), lessons (ids of those that it changed)
     """
 
