@@ -46,7 +46,7 @@ def peer(threads: int) -> Iterator[Place]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout
-            yield Place(process.stdout.readline().strip(), {"ask": ""})
+            yield Place(process.stdout.readline().strip(), {"ask": "none"})
         finally:
             process.kill()
 

@@ -37,7 +37,12 @@ from serve.service import Service
 MODEL_NAME = "answerer"
 STREAMED: dict[str, Any] = {
     "description": "The answer; with `stream: true` server-sent chunks, the last one with `memory`",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    # Before OpenAPI 3.2 the schema of an event stream describes one event.
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        }
+    },
 }
 routes = APIRouter()
 log = logging.getLogger("serve.chat")

@@ -74,6 +74,12 @@ def test_replies_are_as_documented(document: schemathesis.BaseSchema, place: Loc
         hold(operation, as_documented(place), cases=8, seed=1)
 
 
+def test_a_streamed_reply_is_as_documented(document: schemathesis.BaseSchema, place: Local) -> None:
+    body = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "stream": True, "max_tokens": 4}
+    case = document["/v1/chat/completions"]["POST"].Case(body=body, media_type="application/json")
+    as_documented(place)(case)
+
+
 @pytest.mark.trial
 @pytest.mark.timeout(1800)
 def test_replies_are_as_documented_in_thousands_of_cases(document: schemathesis.BaseSchema, place: Local) -> None:
