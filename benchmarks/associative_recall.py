@@ -30,9 +30,9 @@ from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.model.scratch import KINDS, SIZES
 from pipeline.train.dataset import TrainingSet
+from pipeline.train.loop import Loop, run_epoch
 from pipeline.train.methods import build_method
 from pipeline.train.recall import CHANCE, examine, start_token
-from pipeline.train.worker import build_optimizer, run_epoch
 
 PAIRS = (8, 16, 32, 64, 128, 256, 512, 1024)
 OUT = Path(__file__).parent / "results" / "associative_recall.json"
@@ -61,9 +61,9 @@ def measure(kind: str, seed: int, epochs: int, episodes: int) -> list[dict[str, 
     method = build_method(
         Answerer.load(Bundle.initial(settings)), TrainingSet((), ()), settings.train, lambda f, x: f(x)
     )
-    optimizer = build_optimizer(method.learner, settings.train)
-    for epoch in track(range(epochs), description=f"training {kind}, seed {seed}"):
-        loss, _ = run_epoch(method, method.learner, optimizer, settings.train, epoch)
+    loop = Loop(method, settings.train)
+    for _ in track(range(epochs), description=f"training {kind}, seed {seed}"):
+        loss = run_epoch(loop)
     seconds = time.monotonic() - began
     trained = Answerer.load(method.result())
     rows = []

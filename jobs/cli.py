@@ -22,7 +22,7 @@ VERBS = {
     "tune": "search memory strategy and learning rate; writes a recipe for update",
     "evaluate": "reliability, generality, locality and retention on your own lessons",
     "strategies": "which memory strategy answers what; fits the choice between them",
-    "pretrain": "train the router on lessons of your own",
+    "pretrain": "train a decoder on text, or the router on lessons of your own",
     "recall": "train a decoder from nothing to recall from memory layers",
     "submit": "run a verb on the cluster: agm submit update ...",
     "status": "champion, events and the last verdicts",

@@ -1,114 +1,88 @@
-"""``agm pretrain``: the router, trained on lessons of one's own."""
+"""``agm pretrain``: a decoder on text, or the router on lessons of one's own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from jobs import entry
-from jobs.starting import register_router, starting_point
-from pipeline.data.lines import LessonLine, ProbeLine, read_lines
+from jobs.router_training import RouterTraining, train_router
+from jobs.text_training import pretrain_text, text_recipe
+from pipeline.config import load_recipe
 from pipeline.home import submitter_home
 
-if TYPE_CHECKING:
-    from torch import Tensor
+TEXT, ROUTER = "A decoder, on text", "The router, on lessons"
 
-    from pipeline.evaluate.metrics import Interval
-    from pipeline.memory.router_fit import Material
-    from pipeline.model.encoder import TextEncoder
 
-FEWEST = 20  # lessons: below, a fifth of them shows nothing
+def _file(panel: str, text: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(exists=True, dir_okay=False, help=text, rich_help_panel=panel)
+    return option
 
 
 def command(
-    lessons: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="JSONL, with paraphrases and neighbours")],
-    out: Annotated[Path, typer.Option(dir_okay=False, help="the router's tensors (safetensors)")],
+    out: Annotated[Path, typer.Option(help="a new folder for the decoder, or the file of the router's tensors")],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            exists=True,
+            help="plain text, JSONL, Parquet, Arrow, or a folder such as a Hugging Face dataset's; may be repeated",
+            rich_help_panel=TEXT,
+        ),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(help="scratch:<tiny|small|base>[:<slots|fast_weights|none>]", rich_help_panel=TEXT)
+    ] = "scratch:small",
+    column: Annotated[str, typer.Option(help="the field that holds the text", rich_help_panel=TEXT)] = "text",
+    name: Annotated[
+        str, typer.Option(help="the same name resumes an interrupted run", rich_help_panel=TEXT)
+    ] = "pretrain",
+    lessons: Annotated[Path | None, _file(ROUTER, "JSONL, with paraphrases and neighbours")] = None,
     register: Annotated[
-        bool, typer.Option("--register", help="the champion with this router as a new version")
+        bool,
+        typer.Option("--register", help="the champion with this router as a new version", rich_help_panel=ROUTER),
     ] = False,
-    questions: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="JSONL: questions people asked, with answers")
-    ] = None,
+    questions: Annotated[Path | None, _file(ROUTER, "JSONL: questions people asked, with answers")] = None,
+    check: Annotated[Path | None, _file(ROUTER, "lessons to measure on (default: a held-out tenth)")] = None,
+    pairs: Annotated[
+        int, typer.Option(min=100, help="generated pairs beside those of the lessons", rich_help_panel=ROUTER)
+    ] = 12_000,
+    lesson_pairs: Annotated[
+        int, typer.Option(min=100, help="at most so many pairs of the lessons in a pass", rich_help_panel=ROUTER)
+    ] = 50_000,
     start_from: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="a router to train further (default: from scratch)")
-    ] = None,
-    check: Annotated[
         Path | None,
-        typer.Option(exists=True, dir_okay=False, help="lessons to measure on (default: a held-out tenth)"),
+        typer.Option(exists=True, help="weights to train further: a model's folder, or a router (default: none)"),
     ] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over the pairs")] = 1,
-    pairs: Annotated[int, typer.Option(min=100, help="generated pairs beside those of the lessons")] = 12_000,
-    lesson_pairs: Annotated[int, typer.Option(min=100, help="at most so many pairs of the lessons in a pass")] = 50_000,
-    seed: Annotated[int, typer.Option(help="of the pairs and of the training")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="passes over the text or the pairs (default: 1)")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the order of training (default: the recipe's)")] = None,
     recipe: entry.RecipePath = None,
 ) -> None:
-    """Train the router, which decides whether a question is a lesson in other words or a neighbour of it.
+    """Train a decoder on text, tokenizer included (`--text`), or the router on lessons (`--lessons`).
 
-    The figures printed at the end are measured on lessons that it did not learn from. ``--register`` adds a version of
-    the champion with this router to the registry; it does not serve until it is promoted. `--start-from` trains the
-    shipped router (pipeline/memory/router.safetensors) further on lessons like yours, which takes fewer of them.
+    A decoder is trained by Ray Train as `scaling` of the recipe says: workers, DDP or FSDP. `--name` resumes an
+    interrupted run exactly; `--start-from` starts a new run from weights that there are. The figures at the end are of
+    text, or of lessons, that it did not learn from.
 
-    Example: `agm pretrain --lessons examples/world_changes/lessons.jsonl --out router.safetensors`
+    The router decides whether a question is a lesson in other words or a neighbour of it. `--register` adds a version
+    of the champion with it to the registry; it does not serve until it is promoted. `--start-from` with the shipped
+    one (pipeline/memory/router.safetensors) takes fewer lessons.
+
+    Example: `agm pretrain --text books/ --base scratch:small --out models/books` or
+    `agm pretrain --lessons examples/world_changes/lessons.jsonl --out router.safetensors`
     """
-    lines = read_lines(lessons, LessonLine)
-    if len(lines) < FEWEST:
-        raise entry.UserError(f"{lessons} has {len(lines)} lessons: give at least {FEWEST}")
-    known, held_out = _parts(lines, check)
-    asked = read_lines(questions, ProbeLine) if questions else []
-    with entry.console.status("loading the encoder"):
-        from pipeline.memory.router_check import held_out_figures
-        from pipeline.memory.router_data import natural_lines
-        from pipeline.memory.router_fit import Material
-        from pipeline.model.encoder import load_encoder
-
-        home = submitter_home()
-        settings, bundle, version = starting_point(home, recipe)
-        encoder = load_encoder(settings.model.encoder)
-    if register and version is None:
-        raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
-    material = Material(known, natural_lines(), asked, pairs, lesson_pairs)
-    tensors = _trained(material, encoder, seed, start_from, epochs, out)
-    figures = held_out_figures(tensors, held_out, encoder, settings.memory)
-    _show(figures)
-    if register and version is not None:
-        added = register_router(home, bundle, version, tensors, {name: f.value for name, f in figures.items()})
-        entry.console.print(f"registered as version {added}", highlight=False)
-
-
-def _parts(lines: list[LessonLine], check: Path | None) -> tuple[list[LessonLine], list[LessonLine]]:
-    """(learned from, measured on)."""
-    if check is not None:
-        return lines, read_lines(check, LessonLine)
-    return [line for number, line in enumerate(lines) if number % 10], lines[::10]
-
-
-def _trained(
-    material: Material, encoder: TextEncoder, seed: int, start_from: Path | None, epochs: int, out: Path
-) -> dict[str, Tensor]:
-    """The router's tensors, written to ``out``."""
-    from safetensors.torch import load_file, save_file
-
-    from pipeline.memory.router_fit import fit_router
-
-    before = load_file(start_from) if start_from else None
-    with entry.bar() as progress:
-        task = progress.add_task("training the router", total=1)
-
-        def tell(step: int, steps: int, loss: float) -> None:
-            progress.update(task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})")
-
-        tensors = fit_router(material, encoder, seed, start_from=before, epochs=epochs, progress=tell)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out)
-    return tensors
-
-
-def _show(figures: dict[str, Interval]) -> None:
-    for name, figure in figures.items():
-        shown = f"{name}: {figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f}, n = {figure.n})"
-        entry.console.print(shown, highlight=False)
+    if (text is None) == (lessons is None):
+        raise entry.UserError("give --text for a decoder or --lessons for the router")
+    if text is not None:
+        settings = text_recipe(load_recipe(recipe), base, epochs, seed)
+        pretrain_text(submitter_home(), settings, text, out, name=name, column=column, start_from=start_from)
+        return
+    assert lessons is not None
+    asked = RouterTraining(
+        lessons, out, register, questions, start_from, check, epochs or 1, pairs, lesson_pairs, seed or 0, recipe
+    )
+    train_router(asked)
 
 
 main = entry.main(command)

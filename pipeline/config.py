@@ -11,6 +11,9 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+DENSE = ("full", "upper", "lora", "text")  # methods that train ordinary weights, or maps beside them
+ON_LESSONS = ("full", "upper", "lora")
+
 
 class ConfigError(ValueError):
     """A recipe does not fit the tree; the message names the field, the value and the fix."""
@@ -91,10 +94,25 @@ class RecallSettings(Settings):
     write_cost: float = Field(0.1, ge=0, description="of a token's write rate: slots and their noise are not free")
 
 
+class LoraSettings(Settings):
+    """Low-rank maps beside every linear map of the decoder layers."""
+
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1, description="the maps' product is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TextSettings(Settings):
+    """Pretraining on text."""
+
+    context: int = Field(256, ge=8, description="tokens that a block predicts, each from those before it")
+    vocabulary: int = Field(4096, ge=258, description="of the tokenizer that is trained: 256 bytes, 2 marks, merges")
+
+
 class TrainSettings(Settings):
     """One cycle of writing into the weights: theta <- theta + alpha * (error * input)."""
 
-    method: str = Field("memory", pattern=r"^(memory|full|upper:\d+|recall)$")
+    method: str = Field("memory", pattern=r"^(memory|full|upper:\d+|lora|recall|text)$")
     optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
     learning_rate: float = Field(0.2, gt=0)
     epochs: int = Field(24, ge=1, description="at most; training stops earlier at target_loss")
@@ -104,12 +122,31 @@ class TrainSettings(Settings):
     batch_size: int = Field(16, ge=1, description="global batch, split over the workers")
     replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
     replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")
+    penalty: Literal["none", "l2", "ewc"] = Field(
+        "none", description="holds trained weights near their start: all alike, or by how much the champion needs them"
+    )
+    penalty_weight: float = Field(1.0, ge=0)
+    fisher_prompts: int = Field(64, ge=1, description="replayed prompts that tell which weights the champion needs")
+    merge: float = Field(1.0, gt=0, le=1, description="of the way from the old weights to the trained ones")
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
     seed: int = 0
-    decay: float = Field(1.0, gt=0, le=1, description="the last epoch's learning rate in units of the first's")
+    schedule: Literal["linear", "cosine"] = "linear"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which the learning rate rises")
+    decay: float = Field(1.0, ge=0, le=1, description="the last step's learning rate in units of the highest")
+    micro_batch: int = Field(
+        0, ge=0, description="of a global batch, what a worker runs at a time; gradients add up; 0: its whole part"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 autocast on CUDA
+    activation_checkpointing: bool = Field(
+        False, description="compute a decoder layer's activations again in the backward pass instead of keeping them"
+    )
+    compile: str | None = Field(None, description="a backend of torch.compile for the decoder layers, e.g. inductor")
+    checkpoint_steps: int = Field(0, ge=0, description="steps between checkpoints; 0: four in a run, between epochs")
     memory: MemoryLayerSettings = MemoryLayerSettings()
     recall: RecallSettings = RecallSettings()
+    text: TextSettings = TextSettings()
+    lora: LoraSettings = LoraSettings()
 
 
 class ScalingSettings(Settings):
@@ -122,6 +159,13 @@ class ScalingSettings(Settings):
     threads_per_worker: int = Field(1, ge=1)
     nice: int = Field(10, ge=0, le=19)
     backend: Literal["auto", "gloo", "nccl"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="each worker holds all weights, or a shard of weights, gradients and optimiser (FSDP2)"
+    )
+    max_workers: int | None = Field(
+        None, ge=1, description="elastic: from `workers` up to so many, as the cluster has room; the batch stays"
+    )
+    resize_interval_s: float = Field(60.0, ge=0, description="how often an elastic run looks for more room")
     placement_timeout_s: float = Field(60.0, gt=0)
 
 
@@ -187,9 +231,29 @@ class Recipe(Settings):
             raise ValueError(
                 "train.replay_weight has no effect while train.replay_ratio is 0: raise the ratio or drop the weight"
             )
+        self._fits_the_workers()
+        return self
+
+    def _fits_the_workers(self) -> None:
+        train, scaling = self.train, self.scaling
+        for field, value, idle, methods in (
+            ("scaling.parallel", scaling.parallel, "ddp", (*DENSE, "recall")),
+            ("train.compile", train.compile, None, (*DENSE, "recall")),
+            ("train.activation_checkpointing", train.activation_checkpointing, False, DENSE),
+            ("train.penalty", train.penalty, "none", ON_LESSONS),
+            ("train.merge", train.merge, 1.0, ON_LESSONS),
+        ):
+            if value != idle and train.method.partition(":")[0] not in methods:
+                raise ValueError(
+                    f"{field} = {value!r} does not go with train.method = {train.method!r}: leave it out, or train "
+                    f"one of {', '.join(methods)}"
+                )
+        if scaling.max_workers is not None and scaling.max_workers < scaling.workers:
+            raise ValueError(
+                f"scaling.max_workers = {scaling.max_workers} is below scaling.workers = {scaling.workers}: raise it"
+            )
         if self.scaling.use_gpu and self.scaling.backend == "gloo":
             raise ValueError("scaling.backend is 'gloo' while scaling.use_gpu is true: use 'nccl' or 'auto'")
-        return self
 
     def with_changes(self, changes: dict[str, Any]) -> Recipe:
         """A new recipe with dotted fields replaced, checked again: ``{"train.learning_rate": 0.1}``."""

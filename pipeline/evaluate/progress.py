@@ -21,26 +21,34 @@ def batches(items: Sequence[Item], size: int, progress: Progress | None = None) 
 
 
 @contextmanager
-def relayed(poll: Callable[[], tuple[int, int] | None], progress: Progress | None) -> Iterator[None]:
-    """Pass what ``poll`` sees (total, done) on to ``progress`` twice a second while the body runs, and at its end."""
-    if progress is None:
-        yield
-        return
+def watched(look: Callable[[], None]) -> Iterator[None]:
+    """Call ``look`` twice a second while the body runs, and at its end."""
     stop = threading.Event()
 
-    def tell() -> None:
-        if (seen := poll()) is not None:
-            progress(*seen)
-
-    def relay() -> None:
+    def keep_looking() -> None:
         while not stop.wait(0.5):
-            tell()
+            look()
 
-    thread = threading.Thread(target=relay, daemon=True)
+    thread = threading.Thread(target=keep_looking, daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
         thread.join()
-        tell()
+        look()
+
+
+@contextmanager
+def relayed(poll: Callable[[], tuple[int, int] | None], progress: Progress | None) -> Iterator[None]:
+    """Pass what ``poll`` sees (total, done) on to ``progress`` while the body runs, and at its end."""
+    if progress is None:
+        yield
+        return
+
+    def tell() -> None:
+        if (seen := poll()) is not None:
+            progress(*seen)
+
+    with watched(tell):
+        yield

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.config import Recipe, parse_recipe
 from pipeline.model.backbone import backbone_location, weights_digest
@@ -49,8 +50,8 @@ class Bundle:
         return cls(recipe, weights_digest(backbone_location(recipe.model.base)))
 
     def with_weights(self, model: nn.Module) -> Bundle:
-        """This bundle with every weight of ``model`` that was trained."""
-        changed = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+        """This bundle with every weight of ``model`` that was trained; of shards, every rank has to call it."""
+        changed = {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
         return replace(self, tensors={**self.tensors, **changed})
 
     def without_lessons(self, lessons: Collection[str]) -> Bundle:
@@ -104,6 +105,12 @@ class Bundle:
             router=_under("router.", named),
             written=_under("written.", named),
         )
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, put together from its shards where there are any; then every rank has to call it."""
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu().clone()
 
 
 def tensors_digest(named: dict[str, Tensor]) -> str:

@@ -11,12 +11,13 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -109,13 +110,32 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([START, END])
+    return _chatting(tokenizer)
+
+
+def trained_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ``vocabulary`` tokens at most: the 256 bytes, the two marks, and merges learned on texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[START, END],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _chatting(tokenizer)
+
+
+def _chatting(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=END, pad_token=END, chat_template=CHAT_TEMPLATE
     )
 
 
-def scratch_config(base: str) -> MemoryLlamaConfig:
-    """The configuration that ``scratch:<size>[:<kind>]`` names."""
+def scratch_config(base: str, tokenizer: PreTrainedTokenizerFast | None = None) -> MemoryLlamaConfig:
+    """The configuration that ``scratch:<size>[:<kind>]`` names; over bytes, or over the tokens of ``tokenizer``."""
     name, _, kind = base.removeprefix("scratch:").partition(":")
     kind = kind or "slots"
     if name not in SIZES or kind not in KINDS:
@@ -123,7 +143,7 @@ def scratch_config(base: str) -> MemoryLlamaConfig:
             f"model.base = {base!r}: write scratch:<size> or scratch:<size>:<kind> with a size of {', '.join(SIZES)} "
             f"and a kind of {', '.join(KINDS)}"
         )
-    size, tokenizer = SIZES[name], byte_tokenizer()
+    size, tokenizer = SIZES[name], tokenizer or byte_tokenizer()
     memory = None if kind == "none" else asdict(NativeSettings(kind, size.memory_layers, size.d_head))  # type: ignore[arg-type]
     return MemoryLlamaConfig(
         vocab_size=len(tokenizer),
@@ -140,9 +160,9 @@ def scratch_config(base: str) -> MemoryLlamaConfig:
     )
 
 
-def build(base: str) -> MemoryLlamaForCausalLM:
+def build(base: str, tokenizer: PreTrainedTokenizerFast | None = None) -> MemoryLlamaForCausalLM:
     """The decoder with untrained weights, the same ones every time."""
-    config = scratch_config(base)
+    config = scratch_config(base, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return MemoryLlamaForCausalLM(config)

@@ -18,10 +18,11 @@ class Item:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Lessons in their trained phrasings, and prompts whose answers must not move."""
+    """Lessons in their trained phrasings, and prompts whose answers must not move; or text, for pretraining."""
 
-    items: tuple[Item, ...]
-    replay: tuple[str, ...]
+    items: tuple[Item, ...] = ()
+    replay: tuple[str, ...] = ()
+    text: str | None = None  # a file of tokenised blocks
 
     @property
     def lesson_ids(self) -> tuple[str, ...]:
@@ -34,4 +35,4 @@ class TrainingSet:
     @classmethod
     def load(cls, path: Path) -> TrainingSet:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        return cls(tuple(Item(**item) for item in tree["items"]), tuple(tree["replay"]))
+        return cls(tuple(Item(**item) for item in tree["items"]), tuple(tree["replay"]), tree.get("text"))

@@ -11,14 +11,19 @@ from typing import Any
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, Settings
 from pipeline.evaluate.progress import Progress, relayed
 from pipeline.home import Home
+from pipeline.model.assets import file_digest
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.placement import require_room, worker_resources
 from pipeline.train.worker import BUNDLE_FOLDER, train_worker
 
-PROGRESS_FILE = "progress.json"
+PROGRESS_FILE, ASKED_FILE = "progress.json", "asked.json"
+
+
+class ResumeError(ValueError):
+    """A name that belongs to another run."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ def fit(
     progress: Progress | None = None,
     callbacks: Sequence[Any] = (),
 ) -> FitResult:
-    """Train a challenger from the champion's weights. The same ``name`` resumes an interrupted run.
+    """Train a challenger, started from the champion's weights. The same ``name`` resumes an interrupted run.
 
     ``callbacks`` are Ray Train's: a tuning trial passes on its reports with one.
     """
@@ -48,6 +53,7 @@ def fit(
     folder = home.train_storage / name
     data_file = folder / "training_set.json"
     data.save(data_file)
+    _claim(folder, {"model": recipe.model, "train": recipe.train, "started_from": champion, "data": data_file})
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -69,17 +75,55 @@ def fit(
             callbacks=[*callbacks],
         ),
     )
-    with relayed(lambda: _epochs_done(folder / PROGRESS_FILE), progress):
+    with relayed(lambda: _steps_done(folder / PROGRESS_FILE), progress):
         result = trainer.fit()
     if result.error is not None or result.checkpoint is None:
         raise RuntimeError(f"training run {name!r} ended without a checkpoint: {result.error}")
     return FitResult(Path(result.checkpoint.path) / BUNDLE_FOLDER, dict(result.metrics or {}))
 
 
+def _claim(folder: Path, asked: dict[str, Any]) -> None:
+    """A name belongs to one run: the same one may go on, another one may not. Where it runs is free to change."""
+    wanted = {name: file_digest(value) if name == "data" else _plain(value) for name, value in asked.items()}
+    file = folder / ASKED_FILE
+    if not file.exists():
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+        partial.replace(file)
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if other := _differences(before, wanted):
+        raise ResumeError(
+            f"{folder} holds a run with another {', '.join(other)}: go on with what it was started with "
+            f"({file}), or remove the folder to begin anew"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, Settings) else str(value)
+
+
+def _differences(before: Any, wanted: Any, at: str = "") -> list[str]:
+    """Dotted names of what is not the same."""
+    if not (isinstance(before, dict) and isinstance(wanted, dict)):
+        return [] if before == wanted else [at]
+    names = sorted(before.keys() | wanted.keys())
+    return [
+        found
+        for name in names
+        for found in _differences(before.get(name), wanted.get(name), f"{at}.{name}" if at else name)
+    ]
+
+
 def scaling_config(recipe: Recipe) -> ScalingConfig:
     scaling = recipe.scaling
-    resources = worker_resources(scaling)
-    return ScalingConfig(num_workers=scaling.workers, use_gpu=scaling.use_gpu, resources_per_worker=resources)
+    elastic = scaling.max_workers is not None
+    return ScalingConfig(  # type: ignore[call-arg]  # mypy reads the old Train's
+        num_workers=(scaling.workers, scaling.max_workers) if elastic else scaling.workers,  # type: ignore[arg-type]
+        use_gpu=scaling.use_gpu,
+        resources_per_worker=worker_resources(scaling),
+        elastic_resize_monitor_interval_s=scaling.resize_interval_s,
+    )
 
 
 def _backend(recipe: Recipe) -> str:
@@ -88,7 +132,7 @@ def _backend(recipe: Recipe) -> str:
     return "nccl" if recipe.scaling.use_gpu else "gloo"
 
 
-def _epochs_done(file: Path) -> tuple[int, int] | None:
+def _steps_done(file: Path) -> tuple[int, int] | None:
     """(total, done) from the workers' progress file, {"done": n, "total": m}, once there is one."""
     if not file.exists():
         return None

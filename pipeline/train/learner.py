@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.model.bundle import Bundle
 
@@ -23,9 +24,18 @@ class Task(Protocol):
 class Learner(nn.Module):
     """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what training writes."""
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The decoder layers among its weights: sharded and compiled one by one."""
+        return ()
+
     def anchor(self) -> Tensor:
-        """Zero, as a function of every trained parameter: a rank without work still takes part in the all-reduce."""
-        return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
+        """Zero, as a function of every trained parameter: one that a batch leaves out still joins the all-reduce.
+
+        Shards need none: what a batch leaves out has no gradient on any rank.
+        """
+        trained = [p.sum() for p in self.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        return sum(trained, start=torch.zeros(())) * 0
 
 
 class Method(Protocol):
@@ -36,7 +46,9 @@ class Method(Protocol):
 
     def tasks_of(self, epoch: int) -> list[Any]: ...
 
-    def result(self) -> Bundle: ...
+    def result(self) -> Bundle:
+        """On every rank at once: shards are put together for it."""
+        ...
 
 
 Share = Callable[[Callable[[Sequence[str]], Any], Sequence[str]], list[Any]]

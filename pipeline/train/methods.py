@@ -3,14 +3,17 @@
 ``memory``    the values of the new slots of the memory layers; everything else stays bit-identical
 ``upper:<n>`` all weights of the last n decoder layers
 ``full``      all weights
+``lora``      low-rank maps beside the frozen weights (``lora.py``)
 ``recall``    all weights of a ``scratch:`` decoder, on episodes that teach it to use its memory (``recall.py``)
+``text``      all weights, on text: pretraining (``text.py``)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +21,13 @@ from torch import Tensor, nn
 from pipeline.config import TrainSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
-from pipeline.model.backbone import Backbone
-from pipeline.model.bundle import Bundle
+from pipeline.model.backbone import Backbone, Prompt
+from pipeline.model.bundle import Bundle, whole
 from pipeline.model.memory_layer import MemoryPass, MemoryState
 from pipeline.train.addressing import place_keys, question_states
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.learner import Learner, Method, Share
+from pipeline.train.lora import adapter_state, export, merged, with_adapter
 from pipeline.train.recall import RecallMethod
 from pipeline.train.sequences import (
     Continuation,
@@ -33,6 +37,7 @@ from pipeline.train.sequences import (
     logits_after_prefix,
     logits_of_whole,
 )
+from pipeline.train.text import TextMethod
 
 REPLAY_TOKENS = 8  # of the champion's own answer, along which a replayed prompt is held
 
@@ -60,8 +65,6 @@ class LessonLearner(Learner):
         raise NotImplementedError
 
     def forward(self, tasks: Sequence[LessonTask], replay_weight: float) -> Tensor:
-        if not tasks:
-            return self.anchor()
         logits, targets = self.logits(tasks)
         log_p = logits.float().log_softmax(-1)
         learned = -log_p.gather(-1, targets.ids[..., None])[..., 0]  # (batch, width)
@@ -92,7 +95,7 @@ class MemoryLearner(LessonLearner):
 
     def __init__(
         self, backbone: Backbone, state: MemoryState, weights: Tensor, new: int,
-        champion: tuple[MemoryState | None, Tensor | None],
+        champion: tuple[MemoryState | None, Tensor | None], prompts: Sequence[Prompt],
     ) -> None:  # fmt: skip
         super().__init__()
         fixed = len(state.slots) - new
@@ -102,7 +105,7 @@ class MemoryLearner(LessonLearner):
         self._backbone, self._state = (backbone,), (state,)
         self._champion = champion  # its slots and its own reading of every prompt: new keys change who is read
         self._weights = (weights,)
-        self._prefixes = PrefixCache(backbone)
+        self._prefixes = PrefixCache(backbone, prompts)
 
     def values(self) -> Tensor:
         return torch.cat([cast(Tensor, self.old_values), self.new_values], dim=1)
@@ -158,7 +161,8 @@ class MemoryMethod(LessonMethod):
         if read_before is not None:
             read_before = read_before.to(weights)
         champion = (answerer.memory, read_before)
-        self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion)
+        prompts = [task.sequence.prompt for task in (*self.tasks, *self.replay_tasks)]
+        self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion, prompts)
 
     def result(self) -> Bundle:
         assert isinstance(self.learner, MemoryLearner)
@@ -167,12 +171,16 @@ class MemoryMethod(LessonMethod):
 
 
 class DenseLearner(LessonLearner):
-    """Parameters: the trained part of the backbone itself; the champion is a second, frozen one."""
+    """Parameters: the trained part of ``model``, which is the backbone's; the champion is a second, frozen one."""
 
-    def __init__(self, backbone: Backbone, champion: Answerer) -> None:
+    def __init__(self, backbone: Backbone, champion: Answerer, model: Any) -> None:
         super().__init__()
-        self.model = backbone.model
+        self.model = model
         self._backbone, self._champion = (backbone,), (champion,)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self._backbone[0].layers)
 
     def logits(self, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
         return logits_of_whole(self.model, self._backbone[0], [task.sequence for task in tasks])
@@ -183,28 +191,73 @@ class DenseLearner(LessonLearner):
 
 
 class DenseMethod(LessonMethod):
-    """Trains ordinary weights: the last n decoder layers, or all of them."""
+    """Trains ordinary weights: the last n decoder layers, or all of them.
+
+    The result lies ``merge`` of the way from the old weights to the trained ones: less learned, less forgotten
+    (Wortsman et al. 2022, arXiv:2109.01903).
+    """
 
     def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
-        self.answerer = answerer
+        self.answerer, self.settings = answerer, settings
         backbone = Answerer.load(answerer.bundle).backbone  # weights of its own, apart from the frozen champion's
-        _, _, layers = settings.method.partition(":")
-        trained = backbone.layers[-int(layers) :] if layers else backbone.model
-        trained.requires_grad_(True)
+        backbone.model.float()  # small steps vanish in bfloat16 weights; autocast is the place for it
         self.backbone = backbone
         sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
         self.tasks = [LessonTask(s, False, i) for i, s in enumerate(sequences)]
-        wanted = min(len(data.replay), round(settings.replay_ratio * len(data.items)))
+        replayed = min(len(data.replay), round(settings.replay_ratio * len(data.items)))
+        wanted = max(replayed, settings.fisher_prompts if settings.penalty == "ewc" else 0)
         held = replay_sequences(answerer, data.replay[:wanted], share)
-        self.replay_tasks = [LessonTask(s, True, i) for i, s in enumerate(held)]
-        self.learner: Learner = DenseLearner(backbone, answerer)
+        self.reference_tasks = [LessonTask(s, True, i) for i, s in enumerate(held)]
+        self.replay_tasks = self.reference_tasks[:replayed]
+        self.learner: Learner = DenseLearner(backbone, answerer, self._trainable(backbone))
+
+    def _trainable(self, backbone: Backbone) -> Any:
+        """The model with what is trained set free."""
+        _, _, layers = self.settings.method.partition(":")
+        trained = backbone.layers[-int(layers) :] if layers else backbone.model
+        trained.requires_grad_(True)
+        return backbone.model
+
+    def changed(self) -> dict[str, Tensor]:
+        """Every weight that training has changed, by name."""
+        return {name: whole(p) for name, p in self.backbone.model.named_parameters() if p.requires_grad}
 
     def result(self) -> Bundle:
-        return self.answerer.bundle.with_weights(self.backbone.model)
+        changed, merge = self.changed(), self.settings.merge
+        if merge < 1:
+            old = dict(self.answerer.backbone.model.named_parameters())
+            changed = {name: torch.lerp(old[name].cpu().float(), new, merge) for name, new in changed.items()}
+        return replace(self.answerer.bundle, tensors={**self.answerer.bundle.tensors, **changed})
+
+
+class LoraMethod(DenseMethod):
+    """Trains low-rank maps beside the frozen weights."""
+
+    def _trainable(self, backbone: Backbone) -> Any:
+        self.adapted = with_adapter(backbone, self.settings.lora)
+        return self.adapted
+
+    def changed(self) -> dict[str, Tensor]:
+        return merged(self.adapted)
+
+    def result(self) -> Bundle:
+        self._adapter = adapter_state(self.adapted)
+        return super().result()
+
+    def export(self, folder: Path) -> None:
+        """The adapter of the last result, in peft's format."""
+        export(self.adapted, self._adapter, folder)
+
+
+METHODS: dict[str, Callable[[Answerer, TrainingSet, TrainSettings, Share], Method]] = {
+    "memory": MemoryMethod,
+    "upper": DenseMethod,
+    "full": DenseMethod,
+    "lora": LoraMethod,
+    "recall": RecallMethod,
+    "text": TextMethod,
+}
 
 
 def build_method(answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> Method:
-    if settings.method == "recall":
-        return RecallMethod(answerer, settings)
-    kind = MemoryMethod if settings.method == "memory" else DenseMethod
-    return kind(answerer, data, settings, share)
+    return METHODS[settings.method.partition(":")[0]](answerer, data, settings, share)

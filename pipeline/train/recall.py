@@ -26,7 +26,8 @@ from pipeline.model.bundle import Bundle
 from pipeline.model.native_layer import Session, remembering
 from pipeline.model.scratch import START
 from pipeline.model.slots import Slots
-from pipeline.train.learner import Learner
+from pipeline.train.dataset import TrainingSet
+from pipeline.train.learner import Learner, Share
 
 BYTES = 256
 PAIR = 4  # tokens of a pair
@@ -121,9 +122,11 @@ class RecallLearner(Learner):
         self.model, self.start, self.settings = model, start, settings
         self.pool = key_halves()[0]
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.model.layers)
+
     def forward(self, tasks: Sequence[RecallTask], replay_weight: float) -> Tensor:
-        if not tasks:
-            return self.anchor()
         batch = together(
             [draw(self.pool, t.pairs, t.tokens, self.settings.overwritten, self.start, t.seed) for t in tasks]
         )
@@ -146,7 +149,7 @@ class RecallMethod:
 
     replay_tasks: list[Any] = []  # noqa: RUF012  # nothing was known before
 
-    def __init__(self, answerer: Answerer, settings: TrainSettings) -> None:
+    def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
         self.answerer, self.settings = answerer, settings
         backbone = Answerer.load(answerer.bundle).backbone  # weights of its own
         self.model = backbone.model.requires_grad_(True)

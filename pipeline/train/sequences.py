@@ -7,7 +7,7 @@ computed once and reused in every epoch: a step then runs only the last prompt t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,25 +50,39 @@ class Targets:
 Layer = tuple[Tensor, Tensor]  # keys and values, each (batch, heads, tokens, head_dim)
 
 
-@dataclass
 class PrefixCache:
-    """Key-value caches of prompts without their last token, kept up to a size."""
+    """Key-value caches of prompts without their last token; ``prompts`` are kept as far as the budget goes.
 
-    backbone: Backbone
-    budget_bytes: int = 2 << 30
-    kept: dict[Prompt, list[Layer]] = field(default_factory=dict)
-    used: int = 0
+    A cache depends in its last bits on what else was in the batch that computed it. So prompts that are kept are
+    computed in groups of their own, whenever the first of a group is asked for: a resumed run, which asks in another
+    order, gets the same bits.
+    """
+
+    group_size = 16
+
+    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt] = (), budget_bytes: int = 2 << 30) -> None:
+        self.backbone = backbone
+        self._kept: dict[Prompt, list[Layer]] = {}
+        self._group: dict[Prompt, tuple[Prompt, ...]] = {}
+        ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: len(prompt.ids))  # little padding
+        left = budget_bytes / self._bytes_per_token() if ordered else 0.0
+        for group in (tuple(ordered[i : i + self.group_size]) for i in range(0, len(ordered), self.group_size)):
+            left -= sum(len(prompt.ids) - 1 for prompt in group)
+            if left < 0:
+                break
+            self._group |= dict.fromkeys(group, group)
 
     def layers(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:
-        """The caches of several prompts; those not kept yet are computed in one batch."""
-        missing = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self.kept))
-        fresh = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
-        for prompt, layers in fresh.items():
-            size = sum(k.nbytes + v.nbytes for k, v in layers)
-            if self.used + size <= self.budget_bytes:
-                self.kept[prompt] = layers
-                self.used += size
-        return [self.kept.get(prompt) or fresh[prompt] for prompt in prompts]
+        """The caches of several prompts; those that are not kept are computed in one batch."""
+        for group in dict.fromkeys(self._group[p] for p in prompts if p in self._group and p not in self._kept):
+            self._kept |= zip(group, self._compute(group), strict=True)
+        others = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._kept))
+        fresh = dict(zip(others, self._compute(others), strict=True)) if others else {}
+        return [self._kept.get(prompt) or fresh[prompt] for prompt in prompts]
+
+    def _bytes_per_token(self) -> int:
+        (layers,) = self._compute([Prompt((self.backbone.end_token,) * 2, (False,) * 2)])
+        return sum(keys.nbytes + values.nbytes for keys, values in layers)
 
     @torch.no_grad()
     def _compute(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:

@@ -1,37 +1,38 @@
-"""The one train function: updates, tuning trials and tests differ only in the configuration that it gets."""
+"""The one train function: updates, pretraining, tuning trials and tests differ only in the configuration that it gets.
+
+To resume is to go on with an interrupted run: the same name, its own latest checkpoint, and from there exactly the
+steps that an uninterrupted run takes. To start from a bundle is a new run from that bundle's weights.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray.train
-import ray.train.torch
 import torch
-import torch.distributed as dist
-from torch import nn
 
 from pipeline.config import TrainSettings, parse_recipe
 from pipeline.home import worker_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet
-from pipeline.train.learner import Method, Share, Task
-from pipeline.train.methods import build_method
+from pipeline.train.distributed import Sharing, rank_and_world
+from pipeline.train.loop import Loop, Step
+from pipeline.train.methods import LoraMethod, build_method
 
-BUNDLE_FOLDER, TRAINER_FILE = "bundle", "trainer.pt"
+BUNDLE_FOLDER, ADAPTER_FOLDER, TRAINER_FILE = "bundle", "adapter", "trainer.pt"
+SHOWN_EVERY_S = 0.5
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Per-worker loop. ``config``: recipe (tree), champion (bundle folder), data (training set), through_seq,
-    cycle, parent (the champion's version).
+    """Per-worker loop. ``config``: recipe (tree), champion (the bundle to start from), data (training set),
+    through_seq, cycle, parent (the champion's version), progress (a file, or None).
 
     Resumes from the run's latest checkpoint where there is one.
     """
@@ -40,151 +41,89 @@ def train_worker(config: dict[str, Any]) -> None:
     os.nice(recipe.scaling.nice)
     torch.set_num_threads(recipe.scaling.threads_per_worker)
     torch.manual_seed(recipe.train.seed)
+    before = _latest()
+    sharing = Sharing(before["shared"] if before else ())
     champion = Answerer.load(Bundle.load(Path(config["champion"])))
-    data = TrainingSet.load(Path(config["data"]))
-    method = build_method(champion, data, recipe.train, _share())
-    learner = _distributed(method.learner)
-    optimizer = build_optimizer(learner, recipe.train)
-    epoch = _resume(method, optimizer)
+    method = build_method(champion, TrainingSet.load(Path(config["data"])), recipe.train, sharing)
+    loop = Loop(method, recipe.train, parallel=recipe.scaling.parallel, sharing=sharing)
+    if before:
+        loop.load(before)
     lineage = {"recipe": recipe, "trained_through_seq": config["through_seq"]}
     lineage |= {name: config[name] for name in ("cycle", "parent")}
-    every = max(1, recipe.train.epochs // 4)
-    started = time.monotonic()
-    while epoch < recipe.train.epochs:
-        loss, tokens = run_epoch(method, learner, optimizer, recipe.train, epoch)
-        epoch += 1
-        learned = loss <= recipe.train.target_loss
-        _show_progress(config.get("progress"), epoch, recipe.train.epochs)
-        if epoch % every == 0 or epoch == recipe.train.epochs or learned:
-            metrics = {"epoch": epoch, "epochs": recipe.train.epochs, "loss": loss, "tokens": tokens}
-            metrics |= {"seconds": time.monotonic() - started, "replay_active": len(method.replay_tasks)}
-            # A run that has learned enough is finished, also for whoever calls it again by its name.
-            _report(method, optimizer, recipe.train.epochs if learned else epoch, metrics, lineage)
-        if learned:
-            break
+    watch = Watch(config.get("progress"))
+    for step in loop.run():
+        watch.show(loop, step)
+        if checkpoint_due(loop, step, recipe.train):
+            _report(loop, watch.figures(loop, step), lineage)
 
 
-def run_epoch(
-    method: Method, learner: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainSettings, epoch: int
-) -> tuple[float, int]:
-    """One pass over all phrasings with replayed prompts mixed in; returns mean loss per target token, and tokens."""
-    total, tokens = 0.0, 0
-    rank, world = _rank_and_world()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(settings, epoch)
-    for batch in epoch_batches(method, settings, epoch):
-        mine = batch[rank::world]
-        count = sum(task.tokens for task in batch)
-        with _autocast():
-            loss = learner(mine, settings.replay_weight)
-        # DDP averages over the ranks; the sum over all ranks divided by all target tokens is what is wanted.
-        (loss * world / count).backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), settings.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        total, tokens = total + float(loss.detach()), tokens + count
-    return _sum_over_ranks(total) / max(tokens, 1), tokens
+def checkpoint_due(loop: Loop, step: Step, settings: TrainSettings) -> bool:
+    """Every ``checkpoint_steps`` steps, or four times in a run, at the end of an epoch; and when the run ends."""
+    if loop.finished:
+        return True
+    if settings.checkpoint_steps:
+        return step.number % settings.checkpoint_steps == 0
+    return step.epoch_loss is not None and loop.cursor.epoch % max(1, settings.epochs // 4) == 0
 
 
-def learning_rate(settings: TrainSettings, epoch: int) -> float:
-    """Falls in a straight line to ``decay`` of itself: a function of the epoch alone, so that a resumed run goes on."""
-    return settings.learning_rate * (1 - (1 - settings.decay) * epoch / max(1, settings.epochs - 1))
+class Watch:
+    """How the run is getting on: in its progress file all the time, in its reports at every checkpoint."""
+
+    def __init__(self, file: str | None) -> None:
+        self.file = Path(file) if file is not None and rank_and_world()[0] == 0 else None
+        self.started = self.shown = time.monotonic()
+        self.tokens, self.loss = 0, 0.0
+
+    def show(self, loop: Loop, step: Step) -> None:
+        """For whoever watches the run's folder; ``ray.train.report`` is too slow to be called every step."""
+        self.tokens += step.tokens
+        now = time.monotonic()
+        if self.file is None or (now - self.shown < SHOWN_EVERY_S and not loop.finished):
+            return
+        self.shown = now
+        done = step.steps if loop.finished else step.number  # it may have learned enough before the last epoch
+        seen = {"done": done, "total": step.steps, "tokens_per_second": self.tokens / max(now - self.started, 1e-9)}
+        if loop.cursor.tokens:  # rank 0's own part of the epoch so far: nobody else is asked
+            seen["loss"] = loop.cursor.loss * rank_and_world()[1] / loop.cursor.tokens
+        partial = self.file.with_suffix(".partial")
+        partial.write_text(json.dumps(seen), encoding="utf-8")
+        partial.replace(self.file)
+
+    def figures(self, loop: Loop, step: Step) -> dict[str, Any]:
+        """On every rank at once."""
+        loss = loop.mean_loss() if step.epoch_loss is None else step.epoch_loss
+        seconds = time.monotonic() - self.started
+        return {
+            "epoch": -(-step.number * loop.settings.epochs // step.steps),
+            "epochs": loop.settings.epochs,
+            "step": step.number,
+            "loss": loss,
+            "tokens": self.tokens,
+            "seconds": seconds,
+            "tokens_per_second": self.tokens / max(seconds, 1e-9),
+            "replay_active": len(loop.method.replay_tasks),
+        }
 
 
-def epoch_batches(method: Method, settings: TrainSettings, epoch: int) -> Iterator[list[Task]]:
-    """The same shuffled global batches on every rank, a function of seed and epoch alone."""
-    generator = random.Random(f"{settings.seed}/{epoch}")
-    tasks, pool = method.tasks_of(epoch), method.replay_tasks
-    wanted = round(settings.replay_ratio * len(tasks))
-    replayed = generator.sample(pool, wanted) if wanted < len(pool) else list(pool)
-    mixed = [*tasks, *replayed]
-    generator.shuffle(mixed)
-    for start in range(0, len(mixed), settings.batch_size):
-        yield mixed[start : start + settings.batch_size]
-
-
-def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """``sgd`` is the bare delta rule; the others rescale its step per weight."""
-    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    kinds: dict[str, type[torch.optim.Optimizer]] = {
-        "sgd": torch.optim.SGD,
-        "rmsprop": torch.optim.RMSprop,
-        "adam": torch.optim.AdamW,
-    }
-    return kinds[settings.optimizer](trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
-
-
-def _report(
-    method: Method, optimizer: torch.optim.Optimizer, epoch: int, metrics: dict[str, Any], lineage: Any
-) -> None:
+def _report(loop: Loop, metrics: dict[str, Any], lineage: Any) -> None:
     """Metrics from every rank; rank 0 adds a checkpoint that describes itself: a bundle and the trainer's state."""
-    if _rank_and_world()[0] != 0:
+    bundle, state = replace(loop.method.result(), **lineage), loop.state()
+    if rank_and_world()[0] != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        replace(method.result(), **lineage).save(Path(folder) / BUNDLE_FOLDER)
-        state = {"learner": _trained_state(method), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        bundle.save(Path(folder) / BUNDLE_FOLDER)
+        if isinstance(loop.method, LoraMethod):
+            loop.method.export(Path(folder) / ADAPTER_FOLDER)
         torch.save(state, Path(folder) / TRAINER_FILE)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _show_progress(file: str | None, done: int, total: int) -> None:
-    """For whoever watches the run's folder; ``ray.train.report`` is too slow to be called every epoch."""
-    if file is None or _rank_and_world()[0] != 0:
-        return
-    partial = Path(file).with_suffix(".partial")
-    partial.write_text(json.dumps({"done": done, "total": total}), encoding="utf-8")
-    partial.replace(file)
-
-
-def _trained_state(method: Method) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in method.learner.named_parameters() if p.requires_grad}
-
-
-def _resume(method: Method, optimizer: torch.optim.Optimizer) -> int:
-    """The epoch to go on with; 0 where the run is new."""
+def _latest() -> dict[str, Any] | None:
+    """The trainer's state in this run's latest checkpoint; None where the run is new."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return None
     with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / TRAINER_FILE, weights_only=True)
-    method.learner.load_state_dict(state["learner"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["epoch"])
-
-
-def _distributed(learner: nn.Module) -> nn.Module:
-    return ray.train.torch.prepare_model(learner) if _rank_and_world()[1] > 1 else learner
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """From the process group, which Ray has set up; one process on its own has none."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def _share() -> Share:
-    rank, world = _rank_and_world()
-
-    def run(function: Callable[[Sequence[str]], Any], everything: Sequence[str]) -> list[Any]:
-        mine = list(function(everything[rank::world])) if everything[rank::world] else []
-        if world == 1:
-            return mine
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, mine)
-        return [parts[i % world][i // world] for i in range(len(everything))]
-
-    return run
-
-
-def _sum_over_ranks(value: float) -> float:
-    if _rank_and_world()[1] == 1:
-        return value
-    total = torch.tensor(value, device=ray.train.torch.get_device())
-    dist.all_reduce(total)
-    return float(total)
-
-
-def _autocast() -> torch.autocast:
-    """bfloat16 on CUDA; full precision on a CPU, where runs are compared bit by bit."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
+        state: dict[str, Any] = torch.load(Path(folder) / TRAINER_FILE, weights_only=True)
+    return state

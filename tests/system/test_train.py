@@ -21,7 +21,7 @@ from pipeline.home import Home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet
-from pipeline.train.fit import FitResult, fit
+from pipeline.train.fit import FitResult, ResumeError, fit
 from pipeline.train.placement import ShortageError, require_room
 from tests.tiny import LESSONS, UNRELATED, tiny_recipe, tiny_training_set
 
@@ -78,29 +78,31 @@ def test_two_workers_equal_one_at_the_same_global_batch(
     torch.testing.assert_close(by_one.memory.values, by_two.memory.values, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.trial)])
 def test_a_killed_worker_comes_back_and_ends_where_an_undisturbed_run_ends(
-    home: Home, recipe: Recipe, champion: Path
+    home: Home, recipe: Recipe, champion: Path, workers: int
 ) -> None:
-    """SIGKILL after the first checkpoint: the run goes on from it, and its values are the undisturbed run's."""
-    single = recipe.with_changes({"scaling.workers": 1, "train.epochs": 400, "train.target_loss": 0.0})
-    progress, killed = home.train_storage / "killed" / "progress.json", []
+    """SIGKILL after a checkpoint inside an epoch: the run goes on from it, and its values are the undisturbed run's."""
+    changes = {"train.epochs": 400, "train.target_loss": 0.0, "train.batch_size": 3, "train.checkpoint_steps": 50}
+    long = recipe.with_changes({**changes, "scaling.workers": workers})  # 3 or more steps to an epoch
+    progress, killed = home.train_storage / f"killed-{workers}" / "progress.json", []
 
     def kill_a_worker() -> None:
         until = time.monotonic() + 120
         while not killed and time.monotonic() < until:
             if progress.exists() and list(progress.parent.glob("checkpoint_*")):
-                killed.extend(training_processes())
+                killed.extend(training_processes()[:1])
                 for process in killed:
                     os.kill(process.pid, signal.SIGKILL)
             time.sleep(0.02)
 
     thread = threading.Thread(target=kill_a_worker)
     thread.start()
-    found = train(home, single, champion, "killed")
+    found = train(home, long, champion, f"killed-{workers}")
     thread.join()
     assert killed
     assert found.metrics["epoch"] == 400
-    undisturbed = Bundle.load(train(home, single, champion, "undisturbed").bundle)
+    undisturbed = Bundle.load(train(home, long, champion, f"undisturbed-{workers}").bundle)
     assert Bundle.load(found.bundle).digest() == undisturbed.digest()
 
 
@@ -113,6 +115,13 @@ def training_processes() -> list[psutil.Process]:
 def test_the_same_name_returns_the_finished_run(home: Home, recipe: Recipe, champion: Path, by_two: Bundle) -> None:
     again = Bundle.load(train(home, recipe, champion, "two").bundle)
     assert again.digest() == by_two.digest()
+
+
+def test_a_name_belongs_to_one_run(home: Home, recipe: Recipe, champion: Path, by_two: Bundle) -> None:
+    """To go on under a name is to go on with that run; where it runs may change, what it learns may not."""
+    other = recipe.with_changes({"train.learning_rate": 0.1, "scaling.workers": 1})
+    with pytest.raises(ResumeError, match="another train.learning_rate: go on with"):
+        train(home, other, champion, "two")
 
 
 def test_a_decoder_from_nothing_trains_in_the_same_train_function(home: Home, tmp_path: Path) -> None:

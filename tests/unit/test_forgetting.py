@@ -8,8 +8,8 @@ from pipeline.config import Recipe
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
+from pipeline.train.loop import Loop
 from pipeline.train.methods import build_method
-from pipeline.train.worker import build_optimizer, run_epoch
 from tests.tiny import LESSONS, UNRELATED, tiny_training_set
 
 
@@ -19,9 +19,9 @@ def texts(answerer: Answerer, questions: list[str]) -> list[str]:
 
 def learned(recipe: Recipe, base: Answerer) -> Bundle:
     method = build_method(base, tiny_training_set(), recipe.train, lambda function, items: list(function(items)))
-    optimizer = build_optimizer(method.learner, recipe.train)
-    for epoch in range(40):
-        run_epoch(method, method.learner, optimizer, recipe.train, epoch)
+    settings = recipe.with_changes({"train.epochs": 40, "train.target_loss": 0}).train
+    for _ in Loop(method, settings).run():
+        pass
     return method.result()
 
 

@@ -11,9 +11,10 @@ from pipeline.config import Recipe, TrainSettings
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet
+from pipeline.train.distributed import Sharing
+from pipeline.train.loop import Loop
 from pipeline.train.methods import build_method
 from pipeline.train.recall import CHANCE, PAIR, RecallMethod, draw, examine, key_halves, start_token
-from pipeline.train.worker import build_optimizer, learning_rate, run_epoch
 
 START = 256
 
@@ -59,9 +60,8 @@ def trained(recipe: Recipe) -> Answerer:
     train: TrainSettings = recipe.train
     base = Answerer.load(Bundle.initial(recipe))
     method = build_method(base, TrainingSet((), ()), train, lambda function, all_: list(function(all_)))
-    optimizer = build_optimizer(method.learner, train)
-    for epoch in range(train.epochs):
-        run_epoch(method, method.learner, optimizer, train, epoch)
+    for _ in Loop(method, train).run():
+        pass
     return Answerer.load(method.result())
 
 
@@ -83,14 +83,8 @@ def test_without_a_memory_there_is_only_chance() -> None:
 
 def test_epochs_draw_fresh_episodes_and_take_turns_at_the_lengths() -> None:
     recipe = settings("slots", **{"recall.pairs": (16, 64), "recall.episodes": 8})
-    method = RecallMethod(Answerer.load(Bundle.initial(recipe)), recipe.train)
+    method = RecallMethod(Answerer.load(Bundle.initial(recipe)), TrainingSet(), recipe.train, Sharing())
     first, second, third = (method.tasks_of(epoch) for epoch in range(3))
     assert [{task.pairs for task in epoch} for epoch in (first, second, third)] == [{16}, {64}, {16}]
     assert len({task.seed for task in [*first, *second, *third]}) == 24
     assert first == method.tasks_of(0)
-
-
-def test_the_learning_rate_falls_in_a_straight_line() -> None:
-    train = TrainSettings(learning_rate=1.0, decay=0.5, epochs=3)
-    assert [learning_rate(train, epoch) for epoch in range(3)] == [1.0, 0.75, 0.5]
-    assert learning_rate(TrainSettings(learning_rate=0.2), 7) == 0.2

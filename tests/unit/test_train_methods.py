@@ -16,8 +16,8 @@ from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import BundleError
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.learner import Method
+from pipeline.train.loop import Loop, epoch_batches, run_epoch
 from pipeline.train.methods import DenseMethod, LessonTask, MemoryMethod, build_method
-from pipeline.train.worker import build_optimizer, epoch_batches, run_epoch
 from tests.tiny import LESSONS, REPLAY, UNRELATED, tiny_training_set
 
 QUESTIONS = [question for question, _ in LESSONS]
@@ -31,8 +31,8 @@ def alone(function: Any, everything: Sequence[str]) -> list[Any]:
 
 def train(answerer: Answerer, data: TrainingSet, settings: TrainSettings) -> tuple[Method, list[float]]:
     method = build_method(answerer, data, settings, alone)
-    optimizer = build_optimizer(method.learner, settings)
-    losses = [run_epoch(method, method.learner, optimizer, settings, epoch)[0] for epoch in range(settings.epochs)]
+    loop = Loop(method, settings.model_copy(update={"target_loss": 0.0}))
+    losses = [run_epoch(loop) for _ in range(settings.epochs)]
     return method, losses
 
 
@@ -172,11 +172,3 @@ def test_replayed_prompts_are_drawn_evenly_over_the_epochs() -> None:
                 drawn[task.index] += task.replayed
     assert sum(drawn) == 6000
     assert all(abs(count - 200) < 58 for count in drawn)
-
-
-def test_a_rank_without_work_still_takes_part(recipe: Recipe, base: Answerer) -> None:
-    method = build_method(base, tiny_training_set(1), recipe.train, alone)
-    loss = method.learner([], 1.0)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in method.learner.parameters())

@@ -1,0 +1,232 @@
+"""A sequence of update cycles, method against method at equal compute: what is learned, and what is still known.
+
+    python -m benchmarks.cycles --lessons FILE --cycles 10 --per-cycle 100 --out cycles.json
+
+Each method starts from the recipe's model and gets one cycle's lessons after the other, in the loop of the one train
+function. After every cycle all cycles' lessons are asked, in the trained and in a withheld wording (R[i][j], whole
+strings, greedy free generation, no lesson memory), unrelated prompts and neighbours (output string identical), and the
+retention probes.
+
+**Equal compute**: a cycle may push at most ``--budget`` sequences per lesson through forward and backward, replayed
+ones included, and stops earlier where the mean loss per token falls to the recipe's target. So a method that replays a
+growing log gets fewer passes, not more compute. The seconds that it took are reported beside it.
+
+    none        no update                              naive       fine-tuning of all weights on the cycle alone
+    replay_all  all weights, on the whole log          lora        low-rank maps, replaying 1 % of the log
+    ewc         all weights, held by Fisher information memory      the recipe as it is: memory layers
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import record
+from pipeline.config import Recipe, load_recipe
+from pipeline.data.examples import example
+from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
+from pipeline.data.phrasing import phrasings
+from pipeline.evaluate import continual
+from pipeline.evaluate.compare import sample
+from pipeline.evaluate.metrics import share
+from pipeline.evaluate.protocol import exact_match, prompt_messages
+from pipeline.evaluate.retention import right
+from pipeline.memory.belief import slot_id
+from pipeline.model.answerer import Answerer
+from pipeline.model.bundle import Bundle
+from pipeline.train.dataset import Item, TrainingSet
+from pipeline.train.distributed import Sharing
+from pipeline.train.loop import Loop
+from pipeline.train.methods import build_method
+
+DENSE_RATE, LORA_RATE = 2e-5, 1e-3
+LOG_SHARE = 0.01  # of the log, that lora replays
+
+Log = Sequence[Sequence[LessonLine]]  # by cycle
+History = Callable[[Log], list[LessonLine]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method of the table: what it changes in the recipe, and which earlier lessons it trains again."""
+
+    changes: dict[str, Any]
+    history: History = lambda _log: []
+
+
+def a_hundredth(log: Log) -> list[LessonLine]:
+    earlier = [line for lines in log for line in lines]
+    return random.Random(len(earlier)).sample(earlier, round(LOG_SHARE * len(earlier) + 0.5)) if earlier else []
+
+
+DENSE: dict[str, Any] = {"train.method": "full", "train.learning_rate": DENSE_RATE, "train.replay_ratio": 0.0}
+ENTRIES: dict[str, Entry] = {
+    "naive": Entry(DENSE),
+    "replay_all": Entry(DENSE, lambda log: [line for lines in log for line in lines]),
+    "lora": Entry({**DENSE, "train.method": "lora", "train.learning_rate": LORA_RATE}, a_hundredth),
+    "ewc": Entry({**DENSE, "train.penalty": "ewc", "train.penalty_weight": 100.0}),
+    "memory": Entry({}),
+}
+
+
+def main() -> None:
+    given = arguments()
+    torch.set_num_threads(given.threads)
+    recipe = load_recipe(given.recipe)
+    lines = read_lines(given.lessons, LessonLine)[given.skip :][: given.cycles * given.per_cycle]
+    log = [lines[start : start + given.per_cycle] for start in range(0, len(lines), given.per_cycle)]
+    if len(log) < given.cycles or len(log[-1]) < given.per_cycle:
+        sys.exit(f"{given.lessons} has too few lessons for {given.cycles} cycles of {given.per_cycle}")
+    exam = Exam(log, given)
+    start = Answerer.load(Bundle.initial(recipe))
+    before = exam.take(start)
+    exam.reference = before
+    figures: dict[str, Any] = {"none": nothing_done(before, given.cycles)}
+    for name in given.methods:
+        figures[name] = run(name, recipe, start, log, exam, given.budget)
+        report(name, figures[name])
+    matrices = {name: found["R"] for name, found in figures.items()}
+    continual.heat_map(matrices, given.out.with_suffix(".png"))
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    record.save(given.out, {"asked": asked, "n": exam.sizes(), "before": before["R"], "methods": figures})
+
+
+class Exam:
+    """What every model is asked after every cycle. ``reference``: the uncorrected model's sheet."""
+
+    def __init__(self, log: Log, given: argparse.Namespace) -> None:
+        self.log = log
+        self.unrelated = [
+            p.question for p in sample(self._lines("replay/unrelated.jsonl"), given.unrelated, given.seed)
+        ]
+        taught = {line.question for lines in log for line in lines}
+        neighbours = {text for lines in log for line in lines for text in line.neighbours[:1]} - taught
+        self.neighbours = sample(sorted(neighbours), given.neighbours, given.seed)
+        self.probes = sample(read_lines(example("retention/probes.jsonl"), RetentionProbe), given.retention, given.seed)
+        self.reference: dict[str, Any] | None = None
+
+    def sizes(self) -> dict[str, int]:
+        parts = {"unrelated": self.unrelated, "neighbours": self.neighbours, "retention": self.probes}
+        return {"lessons_per_cycle": len(self.log[0]), **{name: len(part) for name, part in parts.items()}}
+
+    def take(self, answerer: Answerer) -> dict[str, Any]:
+        """A sheet: a row of R in both wordings, outputs that should not move, retention probes."""
+        sheet: dict[str, Any] = {
+            "R": [self._right(answerer, [(x.question, x.answer) for x in lines]) for lines in self.log],
+            "R_withheld": [
+                self._right(answerer, [(text, x.answer) for x in lines for text in phrasings(x)[1]])
+                for lines in self.log
+            ],
+            "unrelated": texts(answerer, self.unrelated),
+            "neighbours": texts(answerer, self.neighbours),
+            "retention": right(answerer, self.probes),
+        }
+        return sheet
+
+    @staticmethod
+    def _right(answerer: Answerer, asked: Sequence[tuple[str, str]]) -> float:
+        found = texts(answerer, [question for question, _ in asked])
+        return sum(exact_match(text, [a]) for text, (_, a) in zip(found, asked, strict=True)) / len(asked)
+
+    def kept(self, sheet: dict[str, Any]) -> dict[str, float]:
+        """Shares of the reference that still stand."""
+        assert self.reference is not None
+        same = {
+            name: share([a == b for a, b in zip(self.reference[name], sheet[name], strict=True)]).value
+            for name in ("unrelated", "neighbours")
+        }
+        known = [after for before, after in zip(self.reference["retention"], sheet["retention"], strict=True) if before]
+        return {**same, "retention_kept": share(known).value}
+
+
+def texts(answerer: Answerer, questions: Sequence[str]) -> list[str]:
+    return [answer.text for answer in answerer.generate([prompt_messages(question) for question in questions])]
+
+
+def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget: int) -> dict[str, Any]:
+    """One method over all cycles."""
+    entry, answerer = ENTRIES[name], start
+    settings = recipe.with_changes(entry.changes)
+    replay = tuple(line.question for line in read_lines(example("replay/prompts.jsonl"), ProbeLine))
+    rows: list[dict[str, Any]] = []
+    for cycle, lines in enumerate(log):
+        began = time.monotonic()
+        data = TrainingSet(tuple(items([*lines, *entry.history(log[:cycle])])), replay)
+        bundle, sequences = trained(answerer, data, settings, budget * len(lines))
+        seconds = time.monotonic() - began
+        answerer = Answerer.load(bundle, share=start)
+        rows.append(exam.take(answerer) | {"seconds": seconds, "sequences": sequences})
+        print(name, cycle + 1, [round(x, 2) for x in rows[-1]["R"]], f"{seconds:.0f} s", file=sys.stderr, flush=True)
+    assert exam.reference is not None
+    matrix, withheld = [row["R"] for row in rows], [row["R_withheld"] for row in rows]
+    return {
+        "R": matrix,
+        "R_withheld": withheld,
+        **continual.summary(matrix, exam.reference["R"]),
+        "withheld": continual.summary(withheld, exam.reference["R_withheld"]),
+        **exam.kept(rows[-1]),
+        "seconds": [row["seconds"] for row in rows],
+        "sequences": [row["sequences"] for row in rows],
+    }
+
+
+def nothing_done(sheet: dict[str, Any], cycles: int) -> dict[str, Any]:
+    matrix = [sheet["R"]] * cycles
+    kept = dict.fromkeys(("unrelated", "neighbours", "retention_kept"), 1.0)
+    return {"R": matrix, **continual.summary(matrix, sheet["R"]), **kept, "seconds": [0.0] * cycles}
+
+
+def items(lines: Sequence[LessonLine]) -> list[Item]:
+    return [
+        Item(slot_id("default", "global", "", line.question), text, line.answer)
+        for line in lines
+        for text in phrasings(line)[0]
+    ]
+
+
+def trained(answerer: Answerer, data: TrainingSet, recipe: Recipe, budget: int) -> tuple[Bundle, int]:
+    """The bundle after training, and how many sequences it took: never more than ``budget``, one epoch at least."""
+    in_epoch = round(len(data.items) * (1 + recipe.train.replay_ratio))
+    epochs = max(1, min(recipe.train.epochs, budget // in_epoch))
+    settings = recipe.with_changes({"train.epochs": epochs}).train
+    torch.manual_seed(settings.seed)
+    method = build_method(answerer, data, settings, Sharing())
+    loop, epoch = Loop(method, settings), 0
+    for step in loop.run():
+        epoch += step.epoch_loss is not None
+    return method.result(), epoch * (len(data.items) + min(len(method.replay_tasks), in_epoch - len(data.items)))
+
+
+def report(name: str, found: dict[str, Any]) -> None:
+    shown = ("learned", "average_accuracy", "backward_transfer", "forgetting", "unrelated", "neighbours")
+    print(name, {key: round(found[key], 3) for key in shown}, f"{sum(found['seconds']):.0f} s")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lessons", type=Path, required=True, help="lesson lines (JSONL)")
+    parser.add_argument("--skip", type=int, default=0, help="lessons at the file's beginning to leave out")
+    parser.add_argument("--cycles", type=int, default=10)
+    parser.add_argument("--per-cycle", type=int, default=100)
+    parser.add_argument("--methods", nargs="+", choices=ENTRIES, default=list(ENTRIES))
+    parser.add_argument("--budget", type=int, default=216, help="sequences per lesson and cycle, at most")
+    parser.add_argument("--unrelated", type=int, default=100)
+    parser.add_argument("--neighbours", type=int, default=100)
+    parser.add_argument("--retention", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the probes that are drawn")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--recipe", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

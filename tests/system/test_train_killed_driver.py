@@ -1,0 +1,79 @@
+"""SIGKILL of the driver, and Ray with it: the same submission goes on and ends where an undisturbed run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.config import Recipe
+from pipeline.home import Home
+from pipeline.model.bundle import Bundle
+from tests.tiny import tiny_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home")).create()
+
+
+@pytest.fixture(scope="module")
+def recipe(home: Home) -> Recipe:
+    changes = {"train.epochs": 600, "train.target_loss": 0.0, "train.batch_size": 3, "train.checkpoint_steps": 40}
+    found = tiny_recipe(home.root / "tiny").with_changes({**changes, "scaling.workers": 1})
+    Bundle.initial(found).save(home.root / "champion")
+    found.write(home.root / "recipe.yaml")
+    return found
+
+
+def driver(home: Home, name: str) -> subprocess.Popen[str]:
+    files = [str(home.root / part) for part in ("", "champion", "recipe.yaml")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "AGM_HOME": str(home.root)}
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("fit_forever.py")), *files, name]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finished(process: subprocess.Popen[str]) -> Bundle:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return Bundle.load(Path(out.splitlines()[-1]))
+
+
+def kill_after_a_checkpoint(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    """The driver and everything that it started."""
+    until = time.monotonic() + 180
+    while len(list(folder.glob("checkpoint_*/trainer.pt"))) < count:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        if member.is_running():
+            os.kill(member.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.trial)])
+def test_a_killed_driver_goes_on(home: Home, recipe: Recipe, kills: int) -> None:
+    name = f"killed-{kills}-times"
+    seen: set[str] = set()
+    for _ in range(kills):
+        process = driver(home, name)
+        folder = home.train_storage / name
+        kept = {path.name for path in folder.glob("checkpoint_*")}
+        assert kept <= seen | kept
+        kill_after_a_checkpoint(process, folder, 2)
+        after = {path.name for path in folder.glob("checkpoint_*")}
+        assert after - seen, "every life gets further"
+        seen |= after
+    went_on = finished(driver(home, name))
+    undisturbed = finished(driver(home, f"undisturbed-{kills}"))
+    assert went_on.digest() == undisturbed.digest()

@@ -1,0 +1,53 @@
+"""The figures of learning over cycles, on numbers worked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.evaluate import continual
+
+# Three cycles. Cycle 1 is learned at .9, helped to 1.0 by cycle 2 and hurt to .7 by cycle 3.
+MATRIX = [
+    [0.9, 0.2, 0.0],
+    [1.0, 0.8, 0.3],
+    [0.7, 0.6, 1.0],
+]
+BEFORE = [0.1, 0.1, 0.05]
+
+
+def test_worked_by_hand() -> None:
+    assert continual.learned(MATRIX) == pytest.approx((0.9 + 0.8 + 1.0) / 3)
+    assert continual.average_accuracy(MATRIX) == pytest.approx((0.7 + 0.6 + 1.0) / 3)
+    assert continual.backward_transfer(MATRIX) == pytest.approx(((0.7 - 0.9) + (0.6 - 0.8)) / 2)
+    assert continual.forgetting(MATRIX) == pytest.approx(((1.0 - 0.7) + (0.8 - 0.6)) / 2)
+    assert continual.forward_transfer(MATRIX, BEFORE) == pytest.approx(((0.2 - 0.1) + (0.3 - 0.05)) / 2)
+
+
+def test_what_is_above_the_diagonal_is_needed_for_forward_transfer_alone() -> None:
+    lower = [[0.9], [1.0, 0.8], [0.7, 0.6, 1.0]]
+    figures = continual.summary(lower)
+    assert figures == {name: value for name, value in continual.summary(MATRIX, BEFORE).items() if name in figures}
+    assert "forward_transfer" not in figures
+    with pytest.raises(ValueError, match=r"R\[0\]\[1\] was not measured"):
+        continual.forward_transfer(lower, BEFORE)
+
+
+def test_a_missing_cell_is_an_error_and_no_zero() -> None:
+    with pytest.raises(ValueError, match=r"R\[2\]\[0\] was not measured"):
+        continual.average_accuracy([[0.9], [1.0, 0.8], [None, 0.6, 1.0]])
+
+
+def test_a_single_cycle_has_nothing_to_forget() -> None:
+    figures = continual.summary([[0.5]], [0.0])
+    assert figures == {
+        "learned": 0.5, "average_accuracy": 0.5, "backward_transfer": 0.0, "forgetting": 0.0, "forward_transfer": 0.0,
+    }  # fmt: skip
+
+
+def test_the_heat_map_is_drawn(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    continual.heat_map({"memory": MATRIX, "naive": [[0.9], [None, 0.8], [0.7, 0.6, 1.0]]}, tmp_path / "r.png")
+    assert imread(tmp_path / "r.png").std() > 0.05

@@ -1,0 +1,266 @@
+"""The loop of the train function: steps that do not depend on how they are cut up, and states that go on exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from pipeline.config import ConfigError, Recipe, TrainSettings
+from pipeline.model.answerer import Answerer
+from pipeline.model.bundle import Bundle, whole
+from pipeline.train.dataset import TrainingSet
+from pipeline.train.distributed import Sharing
+from pipeline.train.loop import Loop, learning_rate
+from pipeline.train.methods import build_method
+from tests.tiny import tiny_training_set
+
+STEPS = {"learning_rate": 0.01, "epochs": 3, "batch_size": 5, "target_loss": 0.0, "schedule": "cosine", "decay": 0.1}
+STEPS |= {"warmup": 0.25}
+
+
+def changed(recipe: Recipe, **values: Any) -> Recipe:
+    return recipe.with_changes({f"train.{name}": value for name, value in {**STEPS, **values}.items()})
+
+
+def a_loop(recipe: Recipe, sharing: Sharing | None = None, data: TrainingSet | None = None) -> Loop:
+    """A fresh process's loop: champion, method and all."""
+    torch.manual_seed(recipe.train.seed)
+    sharing = sharing or Sharing()
+    method = build_method(Answerer.load(Bundle.initial(recipe)), data or tiny_training_set(), recipe.train, sharing)
+    return Loop(method, recipe.train, parallel=recipe.scaling.parallel, sharing=sharing)
+
+
+def weights(loop: Loop) -> dict[str, torch.Tensor]:
+    return {name: whole(p) for name, p in loop.method.learner.named_parameters() if p.requires_grad}
+
+
+def noisy(loop: Loop) -> Loop:
+    """With a step that draws from the generator, as dropout does."""
+    learner = loop.learner
+    learner.register_forward_hook(lambda _module, _inputs, loss: loss * (0.5 + torch.rand(())))
+    return loop
+
+
+# resuming
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("memory", "sgd"), ("memory", "rmsprop"), ("memory", "adam"), ("upper:2", "adam"), ("full", "rmsprop")],
+)
+def test_a_saved_state_goes_on_bit_by_bit(recipe: Recipe, tmp_path: Path, method: str, optimizer: str) -> None:
+    """Inside an epoch and between two; every step of the interrupted run is the uninterrupted one's."""
+    run = changed(recipe, method=method, optimizer=optimizer)
+    whole_run = noisy(a_loop(run))
+    steps = list(whole_run.run())
+    for stop in (3, len(steps) - 2):
+        first = noisy(a_loop(run))
+        list(islice(first.run(), stop))
+        torch.save(first.state(), tmp_path / "state.pt")
+        torch.manual_seed(99)  # another process
+        kept = torch.load(tmp_path / "state.pt", weights_only=True)
+        second = noisy(a_loop(run, Sharing(kept["shared"])))
+        second.load(kept)
+        assert list(second.run()) == steps[stop:]
+        assert weights(second).keys() == weights(whole_run).keys()
+        assert all(torch.equal(a, weights(whole_run)[name]) for name, a in weights(second).items())
+
+
+def test_a_state_that_lacks_a_part_is_noticed_by_that_test(recipe: Recipe) -> None:
+    """Without the optimiser's moments, the cursor or the generator the run ends elsewhere: each part counts."""
+    run = changed(recipe, method="upper:2")
+    end = noisy(a_loop(run))
+    list(end.run())
+    for part in ("optimizer", "cursor", "generators"):
+        first = noisy(a_loop(run))
+        list(islice(first.run(), 4))
+        state = first.state()
+        if part == "optimizer":
+            state["optimizer"]["state"] = {}
+        elif part == "cursor":
+            state["cursor"]["batch"] = 0
+        else:
+            state["ranks"][0]["generators"]["cpu"] = torch.Generator().manual_seed(1).get_state()
+        second = noisy(a_loop(run))
+        second.load(state)
+        list(second.run())
+        assert any(not torch.equal(a, weights(end)[name]) for name, a in weights(second).items()), part
+
+
+def test_what_was_shared_is_not_worked_out_again(recipe: Recipe) -> None:
+    asked: list[str] = []
+
+    def length(texts: Sequence[str]) -> list[int]:
+        asked.extend(texts)
+        return [len(text) for text in texts]
+
+    first = Sharing()
+    assert first(length, ["a", "bb"]) == [1, 2]
+    again = Sharing(first.kept)
+    assert again(length, ["a", "bb"]) == [1, 2]
+    assert again(length, ["ccc"]) == [3]
+    assert asked == ["a", "bb", "ccc"]
+    assert again.kept == [[1, 2], [3]]
+
+
+def test_a_finished_run_has_nothing_left(recipe: Recipe) -> None:
+    run = changed(recipe, method="memory", target_loss=100.0)
+    first = a_loop(run)
+    assert len(list(first.run())) == 2  # one epoch of eight tasks
+    second = a_loop(run)
+    second.load(first.state())
+    assert list(second.run()) == []
+
+
+# what a step is
+
+
+def test_parts_of_a_batch_add_up_to_it(recipe: Recipe) -> None:
+    """A batch of 5 in parts of 2, 2 and 1, with targets of different lengths."""
+    run = changed(recipe, method="full", optimizer="sgd", learning_rate=0.1)
+    at_once, in_parts = a_loop(run), a_loop(run.with_changes({"train.micro_batch": 2}))
+    first, second = list(at_once.run()), list(in_parts.run())
+    assert [step.tokens for step in first] == [step.tokens for step in second]
+    for name, expected in weights(at_once).items():
+        torch.testing.assert_close(weights(in_parts)[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputed_activations_change_nothing(recipe: Recipe) -> None:
+    run = changed(recipe, method="full", optimizer="sgd", epochs=1)
+    plain, lean = a_loop(run), a_loop(run.with_changes({"train.activation_checkpointing": True}))
+    list(plain.run())
+    list(lean.run())
+    for name, expected in weights(plain).items():
+        torch.testing.assert_close(weights(lean)[name], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own tracing
+def test_compiled_layers_learn_the_same(recipe: Recipe) -> None:
+    """``aot_eager`` traces forward and backward as every backend does, and needs no compiler."""
+    run = changed(recipe, method="full", optimizer="sgd", epochs=1)
+    plain, compiled = a_loop(run), a_loop(run.with_changes({"train.compile": "aot_eager"}))
+    list(plain.run())
+    list(compiled.run())
+    for name, expected in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_autocast_learns_into_float32_weights(recipe: Recipe) -> None:
+    run = changed(recipe, method="full", precision="bfloat16", epochs=8)
+    loop = a_loop(run)
+    losses = [step.epoch_loss for step in loop.run() if step.epoch_loss is not None]
+    assert losses[-1] < 0.8 * losses[0]
+    assert {p.dtype for p in weights(loop).values()} == {torch.float32}
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    straight = TrainSettings(learning_rate=1.0, decay=0.5)
+    assert [learning_rate(straight, step, 3) for step in range(3)] == [1.0, 0.75, 0.5]
+    assert learning_rate(TrainSettings(learning_rate=0.2), 7, 20) == 0.2
+    wave = TrainSettings(learning_rate=1.0, decay=0.0, warmup=0.25, schedule="cosine")
+    rates = [learning_rate(wave, step, 8) for step in range(8)]
+    assert rates[:3] == [0.5, 1.0, 1.0]  # two warm steps, then the wave begins at its top
+    assert rates[7] == pytest.approx(0.0)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[2] - rates[3] < rates[4] - rates[5]  # a wave, not a line
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"scaling.parallel": "fsdp"}, "does not go with train.method = 'memory'"),
+        ({"train.compile": "inductor"}, "does not go with train.method = 'memory'"),
+        ({"train.activation_checkpointing": True, "train.method": "recall"}, "one of full, upper, lora, text"),
+        ({"train.penalty": "ewc"}, "one of full, upper, lora"),
+        ({"scaling.workers": 3, "scaling.max_workers": 2}, "is below scaling.workers = 3"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Recipe().with_changes(changes)
+
+
+# several ranks
+
+CASES = {
+    "ddp": {"train.method": "full", "train.micro_batch": 1},
+    "fsdp": {"train.method": "full", "scaling.parallel": "fsdp", "train.micro_batch": 2},
+    "fsdp-upper": {"train.method": "upper:2", "scaling.parallel": "fsdp", "train.activation_checkpointing": True},
+}
+
+
+def several(recipe: Recipe, name: str) -> Recipe:
+    """The bare delta rule: Adam divides by the gradient, and where that is almost zero, so are its last bits."""
+    return changed(recipe, optimizer="sgd", learning_rate=0.5, epochs=2).with_changes(CASES[name])
+
+
+def ranks(rank: int, world: int, folder: str, recipe: Recipe) -> None:
+    """One rank: every case to its end, with a state on the way; and Adam's state loaded onto shards and saved again."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    found: dict[str, Any] = {}
+    for name in CASES:
+        loop = a_loop(several(recipe, name))
+        list(islice(loop.run(), 2))
+        state = loop.state()
+        list(loop.run())
+        found[name] = {"state": state, "end": weights(loop), "bundle": loop.method.result().tensors}
+    sharded = a_loop(changed(recipe, method="full").with_changes({"scaling.parallel": "fsdp"}))
+    sharded.load(torch.load(f"{folder}/adam.pt", weights_only=True))
+    found["adam"] = sharded.state()
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def by_two(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("ranks")
+    alone = a_loop(changed(recipe, method="full"))
+    list(islice(alone.run(), 2))
+    torch.save(alone.state(), folder / "adam.pt")
+    mp.spawn(ranks, (2, str(folder), recipe), nprocs=2)
+    found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
+    return found | {"adam before": torch.load(folder / "adam.pt", weights_only=True)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_at_the_same_global_batch(recipe: Recipe, by_two: dict[str, Any], name: str) -> None:
+    """Batches of 5 do not divide by two: the ranks have 3 and 2 tasks, in parts of 1, 2 or all, and one idles."""
+    alone = a_loop(several(recipe, name))
+    start = weights(alone)
+    list(alone.run())
+    for key, expected in weights(alone).items():
+        torch.testing.assert_close(by_two[name]["end"][key], expected, rtol=1e-5, atol=1e-6)
+        assert (expected - start[key]).abs().max() > 1e-4
+    assert by_two[name]["bundle"]
+    for key, value in by_two[name]["bundle"].items():
+        assert torch.equal(by_two[name]["end"][f"model.{key}"], value)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_state_of_two_ranks_goes_on_with_one(recipe: Recipe, by_two: dict[str, Any], name: str) -> None:
+    state = by_two[name]["state"]
+    alone = a_loop(several(recipe, name), Sharing(state["shared"]))
+    alone.load(state)
+    list(alone.run())
+    for key, expected in by_two[name]["end"].items():
+        torch.testing.assert_close(weights(alone)[key], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_one_rank_are_the_same_bits_on_two_shards(by_two: dict[str, Any]) -> None:
+    before, after = by_two["adam before"], by_two["adam"]
+    assert after["cursor"] == before["cursor"]
+    assert all(torch.equal(after["learner"][name], value) for name, value in before["learner"].items())
+    moments = before["optimizer"]["state"]
+    assert after["optimizer"]["state"].keys() == moments.keys()
+    for index, entries in moments.items():
+        assert {"step", "exp_avg", "exp_avg_sq"} == set(entries)
+        assert all(torch.equal(after["optimizer"]["state"][index][key], value) for key, value in entries.items())
