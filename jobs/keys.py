@@ -20,12 +20,21 @@ def command(
     name: Annotated[str | None, typer.Argument(help="whom a new key is for; none: list the keys")] = None,
     role: Annotated[Role, typer.Option(help="ask < teach < admin")] = "ask",
     tenant: Annotated[str, typer.Option(help="whose lessons the key sees")] = "default",
+    revoke: Annotated[bool, typer.Option("--revoke", help="take back the keys of that name in the tenant")] = False,
 ) -> None:
-    """List the endpoint's keys, or create one. A new key is printed once; the database keeps its digest.
+    """List the endpoint's keys, create one, or revoke. A new key is printed once; the database keeps its digest.
 
-    Example: `agm keys alice --role teach`
+    A running endpoint refuses a revoked key within five seconds.
+
+    Example: `agm keys alice --role teach`, `agm keys alice --revoke`
     """
     database = existing(submitter_home())
+    if revoke:
+        gone = KeyRing(database).revoke(name, tenant) if name else 0
+        if not gone:
+            raise entry.UserError(f"no key is called {name!r} in tenant {tenant!r}: 'agm keys' lists them")
+        entry.console.print(f"revoked {gone} key{'s' if gone > 1 else ''} of {name}", markup=False, highlight=False)
+        return
     if name is not None:
         entry.console.print(KeyRing(database).create(name, role, tenant), markup=False, highlight=False, soft_wrap=True)
         return

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from pipeline.feedback.events import Backpressure
 from pipeline.feedback.intake import NotAllowed, UnknownLesson, UnknownResponse
 from serve.decode_loop import DeadlineExceeded, PromptRefused, PromptTooLong
 from serve.watermark import NotYetFollowed
@@ -61,6 +62,7 @@ FAILURES: dict[type[Exception], tuple[int, str]] = {
     NotAllowed: (403, "role_too_low"),
     NotYetFollowed: (409, "lesson_seq_not_reached"),
     DeadlineExceeded: (408, "deadline_exceeded"),
+    Backpressure: (503, "storage_behind"),
 }
 
 

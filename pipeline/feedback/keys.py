@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import get_args
 
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, delete, insert, select
 
 from pipeline.feedback.database import write_transaction
 from pipeline.feedback.records import Role, utc_now
@@ -46,6 +46,12 @@ class KeyRing:
         with write_transaction(self._engine) as connection:
             connection.execute(insert(api_keys).values(row))
         return plain
+
+    def revoke(self, name: str, tenant: str = "default") -> int:
+        """Take back every key of that name; returns how many there were. A running endpoint notices within seconds."""
+        with write_transaction(self._engine) as connection:
+            query = delete(api_keys).where(api_keys.c.name == name, api_keys.c.tenant == tenant)
+            return connection.execute(query).rowcount
 
     def find(self, plain: str) -> Key | None:
         """The key that ``plain`` opens.

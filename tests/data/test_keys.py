@@ -24,6 +24,17 @@ def test_any_other_key_opens_nothing(engine: Engine, plain: str) -> None:
     assert ring.find(plain) is None
 
 
+def test_a_revoked_key_opens_nothing_and_others_stay(engine: Engine) -> None:
+    ring = KeyRing(engine)
+    first, second = ring.create("eva", "teach"), ring.create("eva", "ask")
+    elsewhere, other = ring.create("eva", "teach", tenant="acme"), ring.create("ada", "teach")
+    assert ring.revoke("eva") == 2
+    assert [ring.find(key) for key in (first, second)] == [None, None]
+    assert ring.find(elsewhere) == Key("eva", "teach", "acme")
+    assert ring.find(other) == Key("ada", "teach")
+    assert ring.revoke("eva") == 0
+
+
 def test_only_the_digest_is_kept(engine: Engine) -> None:
     plain = KeyRing(engine).create("eva", "admin")
     with write_transaction(engine) as connection:

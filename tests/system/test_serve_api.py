@@ -13,6 +13,8 @@ import pytest
 
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.keys import Key
+from pipeline.feedback.records import NewEvent
+from pipeline.feedback.sealer import Sealer
 from pipeline.memory.types import Viewer
 from serve.canary import Canary, write_canary
 from serve.client import ClientError
@@ -210,6 +212,30 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(tmp_path_factory: p
     assert replies[2].json()["error"]["code"] == "rate_limit_exceeded"
     assert 1 <= int(replies[2].headers["retry-after"]) <= 3
     assert other.status_code == 200
+
+
+def test_feedback_that_storage_cannot_take_now_is_refused_and_not_lost(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with endpoint(tmp_path_factory.mktemp("backlog")) as behind:
+        log, headers = behind.service.log, {"authorization": f"Bearer {behind.keys['teacher']}"}
+        lesson = {"question": "Who leads NATO?", "answer": "Mark Rutte", "feedback_id": "fb-1"}
+
+        def teach() -> httpx.Response:
+            return httpx.post(behind.url + "/v1/lessons", headers=headers, json=lesson)
+
+        log.append([NewEvent(kind="answer", body={"answer": "x"}, source="ada", role="ask")])
+        Sealer(log, behind.home.feedback_table).drain()
+        log.append([NewEvent(kind="answer", body={"answer": "y"}, source="ada", role="ask")])
+        log.max_backlog = 0
+        refused = teach()
+        Sealer(log, behind.home.feedback_table).drain()
+        taken = teach()
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "storage_behind"
+    assert refused.json()["error"]["type"] == "server_error"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert taken.status_code == 200
 
 
 def test_a_bucket_fills_with_time() -> None:

@@ -135,6 +135,11 @@ def test_status_and_keys_of_a_home(home_root: Path, capsys: pytest.CaptureFixtur
     assert found is not None
     assert (found.name, found.role) == ("alice", "teach")
     assert "alice" in run(capsys, "keys")[1]
+    assert run(capsys, "keys", "alice", "--revoke")[1].strip() == "revoked 1 key of alice"
+    assert KeyRing(existing(Home(home_root))).find(plain.strip()) is None
+    code, _, err = run(capsys, "keys", "alice", "--revoke")
+    assert code == 2
+    assert "no key is called 'alice'" in err
 
 
 def test_rollback_without_an_earlier_champion(home_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
