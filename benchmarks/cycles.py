@@ -104,9 +104,8 @@ class Exam:
 
     def __init__(self, log: Log, given: argparse.Namespace) -> None:
         self.log = log
-        self.unrelated = [
-            p.question for p in sample(self._lines("replay/unrelated.jsonl"), given.unrelated, given.seed)
-        ]
+        unrelated = read_lines(example("replay/unrelated.jsonl"), ProbeLine)
+        self.unrelated = [line.question for line in sample(unrelated, given.unrelated, given.seed)]
         taught = {line.question for lines in log for line in lines}
         neighbours = {text for lines in log for line in lines for text in line.neighbours[:1]} - taught
         self.neighbours = sample(sorted(neighbours), given.neighbours, given.seed)

@@ -42,12 +42,12 @@ def pretrain_text(
         from pipeline.train.text import held_out
 
         Registry(home, open_database(home.events_url)).initialise()
-        reading = progress.add_task("tokenising", total=None)
+        reading = progress.add_task("tokenising", total=1)
         start, blocks = untrained(
             home, recipe, paths, column=column, start_from=start_from,
-            tell=lambda done: progress.update(reading, completed=done),
+            tell=lambda done: progress.update(reading, description=f"tokenising ({done:,} tokens)"),
         )  # fmt: skip
-        progress.update(reading, total=1, completed=1)
+        progress.update(reading, completed=1)
         settings = recipe.with_changes({"model.base": f"hf:{start}"})
         task = progress.add_task(f"training {recipe.model.base}", total=1)
         champion = home.train_storage / f"{name}-start"

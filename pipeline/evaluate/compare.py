@@ -27,6 +27,7 @@ class Examination:
     new_lessons: tuple[Asked, ...] = ()
     withheld: tuple[Asked, ...] = ()
     earlier: tuple[Asked, ...] = ()
+    earlier_cycles: tuple[int, ...] = ()  # that trained each of them
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,18 @@ def summary(matrix: Matrix, before: Sequence[float] | None = None) -> dict[str, 
     return figures if before is None else {**figures, "forward_transfer": forward_transfer(matrix, before)}
 
 
-def heat_map(matrices: dict[str, Matrix], path: Path) -> None:
-    """One panel per matrix: cycles trained downwards, cycles asked about to the right; every cell with its value."""
+def measured(matrix: Matrix) -> list[list[float | None]]:
+    """The rows and columns of the cycles that were asked about after the last one and right after themselves."""
+    last = len(matrix) - 1
+    chosen = [j for j in range(last + 1) if _known(matrix, last, j) and _known(matrix, j, j)]
+    return [[matrix[i][j] if _known(matrix, i, j) else None for j in chosen] for i in chosen]
+
+
+def heat_map(matrices: dict[str, Matrix], path: Path, cycles: Sequence[int] | None = None) -> None:
+    """One panel per matrix: cycles trained downwards, cycles asked about to the right; every cell with its value.
+
+    ``cycles`` are their numbers, from 1 on where they are not given.
+    """
     from matplotlib.figure import Figure
 
     size = max(len(matrix) for matrix in matrices.values())
@@ -90,8 +100,9 @@ def heat_map(matrices: dict[str, Matrix], path: Path) -> None:
                     )  # fmt: skip
         panel.set_title(name, fontsize=9)
         panel.set(xlabel="asked about cycle", ylabel="after cycle")
-        panel.set_xticks(range(width), range(1, width + 1))
-        panel.set_yticks(range(len(matrix)), range(1, len(matrix) + 1))
+        numbers = list(cycles or range(1, max(width, len(matrix)) + 1))
+        panel.set_xticks(range(width), numbers[:width])
+        panel.set_yticks(range(len(matrix)), numbers[: len(matrix)])
     for panel in panels[len(matrices) :]:
         panel.set_axis_off()
     figure.savefig(path, dpi=120)
@@ -102,6 +113,10 @@ def _cell(matrix: Matrix, i: int, j: int) -> float:
     if value is None:
         raise ValueError(f"R[{i}][{j}] was not measured")
     return value
+
+
+def _known(matrix: Matrix, i: int, j: int) -> bool:
+    return j < len(matrix[i]) and matrix[i][j] is not None
 
 
 def _mean(values: Sequence[float]) -> float:

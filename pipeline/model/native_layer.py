@@ -101,7 +101,7 @@ class NativeMemory(nn.Module):
         self.value = nn.Linear(width, settings.d, bias=False)
         self.rate = nn.Linear(width, 1)
         self.output = nn.Linear(settings.d, width, bias=False)
-        self.scale = nn.Parameter(torch.ones(()))  # lambda
+        self.scale = nn.Parameter(torch.ones(1))  # lambda; shards have no scalars
         if settings.kind == "fast_weights":
             self.decay = nn.Linear(width, 1)
         self.session: Session | None = None

@@ -93,6 +93,11 @@ class Registry:
         tracking.set_registered_model_alias(MODEL_NAME, "challenger", str(version))
         return version
 
+    def attach(self, version: int, file: Path) -> None:
+        """A file beside the figures of the version's run."""
+        tracking = client(self.home)
+        tracking.log_artifact(tracking.get_model_version(MODEL_NAME, str(version)).run_id, str(file))
+
     def folder(self, version: int) -> Path:
         """The local folder of a version's bundle; without MLflow where this home has seen the version before."""
         note = self._note(version)

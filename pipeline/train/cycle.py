@@ -37,6 +37,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.tracking.registry import Champion, Registry
 from pipeline.train.dataset import Item, TrainingSet
 from pipeline.train.fit import FitResult, fit
+from pipeline.train.history import HEAT_MAP, draw, record_row, retained, trained_in
 from pipeline.train.placement import on_worker
 
 MANIFEST, VERDICT, EXAM = "manifest.json", "verdict.json", "examination.json"
@@ -93,7 +94,12 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     found = evidence(*outcomes)
     verdict = decide(found, recipe.gate)
     measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
+    record_row(folder, manifest.cycle, exam, outcomes[1])
+    known = retained(home.cycles)
+    measures |= known.figures()
     version = _decided(registry, trained, manifest, recipe, verdict, measures)
+    draw(known, folder / HEAT_MAP)
+    registry.attach(version, folder / HEAT_MAP)
     (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
     if verdict.promoted:
         erasure.set_state(log, waiting, "done")
@@ -162,6 +168,7 @@ def _examination(
     history = fold(read_events(home.feedback_table, log, 0, manifest.from_seq, version=manifest.table_version))
     held = [x for x in history.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
     earlier = sample(held, EARLIER_LESSONS, manifest.seed)
+    before = trained_in([Manifest.load(file) for file in sorted(home.cycles.glob(f"*/{MANIFEST}"))])
     probes = examination(
         read_lines(example("retention/probes.jsonl"), RetentionProbe),
         read_lines(example("replay/unrelated.jsonl"), ProbeLine),
@@ -173,6 +180,7 @@ def _examination(
         new_lessons=tuple((lesson.question, lesson.answer) for lesson in lessons.values()),
         withheld=tuple((text, lessons[i].answer) for i, texts in manifest.withheld.items() for text in texts),
         earlier=tuple((lesson.question, lesson.answer) for lesson in earlier),
+        earlier_cycles=tuple(before.get(lesson.lesson_id, 0) for lesson in earlier),
     )
 
 

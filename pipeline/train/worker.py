@@ -101,6 +101,7 @@ class Watch:
             "tokens": self.tokens,
             "seconds": seconds,
             "tokens_per_second": self.tokens / max(seconds, 1e-9),
+            "workers": rank_and_world()[1],
             "replay_active": len(loop.method.replay_tasks),
         }
 

@@ -1,0 +1,60 @@
+"""``agm pretrain --text`` end to end: two real workers with sharded weights, MLflow, and a folder that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs import pretrain
+from pipeline.config import ModelSettings, Recipe
+from pipeline.evaluate.protocol import prompt_messages
+from pipeline.home import Home
+from pipeline.model.answerer import Answerer
+from pipeline.model.bundle import Bundle
+from pipeline.tracking.client import client, experiment_id
+
+RECIPE = """
+model: {device: cpu}
+scaling: {parallel: fsdp, workers: 2, nice: 0}
+train:
+  {method: text, batch_size: 32, learning_rate: 0.003, micro_batch: 8, checkpoint_steps: 8,
+   text: {context: 16, vocabulary: 300}}
+"""
+
+
+def test_a_decoder_is_pretrained_from_text(
+    home_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGM_CACHE", str(tmp_path / "cache"))
+    text, recipe = tmp_path / "a.txt", tmp_path / "recipe.yaml"
+    text.write_text("\n".join(f"River {n % 50} runs from hill {n % 7} to the sea." for n in range(600)))
+    recipe.write_text(RECIPE)
+    command = ["--text", str(text), "--base", "scratch:tiny", "--recipe", str(recipe), "--epochs", "2", "--out"]
+    pretrain.main([*command, str(tmp_path / "one")])
+    out = capsys.readouterr().out
+    assert "held-out text:" in out
+    assert f"model.base: hf:{tmp_path / 'one'}" in out
+    home = Home(home_root)
+    (run,) = client(home).search_runs([experiment_id(home)])
+    assert run.data.metrics["held_out_loss"] < 3.5  # log 300 is 5.7
+    losses = [entry.value for entry in client(home).get_metric_history(run.info.run_id, "loss")]
+    assert losses[-1] < losses[0] or len(losses) == 1
+    assert run.data.metrics["tokens_per_second"] > 0
+    champion = Answerer.load(Bundle.initial(Recipe(model=ModelSettings(base=f"hf:{tmp_path / 'one'}", device="cpu"))))
+    assert champion.generate([prompt_messages("River 3")], max_new_tokens=4)[0].tokens == 4
+    pretrain.main([*command, str(tmp_path / "two")])  # the name's run is finished: nothing is trained again
+    again = Answerer.load(Bundle.initial(Recipe(model=ModelSettings(base=f"hf:{tmp_path / 'two'}", device="cpu"))))
+    pairs = zip(champion.backbone.model.parameters(), again.backbone.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(SystemExit, match="2"):
+        pretrain.main([*command, str(tmp_path / "two")])
+    assert "is there already: name a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--text", __file__, "--lessons", __file__]])
+def test_text_or_lessons(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        pretrain.main([*arguments, "--out", str(tmp_path / "out")])
+    assert "--text for a decoder or --lessons for the router" in capsys.readouterr().err
