@@ -1,4 +1,4 @@
-"""``agm update``: one cycle on this home's feedback."""
+"""``agm update``: one cycle on this home's feedback, or a check of one cycle on lessons from a file."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from jobs import entry, local
 from jobs.initialise import initialise
+from jobs.update_show import check, show
 from pipeline.config import load_recipe
 from pipeline.home import submitter_home
-from pipeline.train.cycle import CycleResult, run_cycle
+from pipeline.train.cycle import run_cycle
 
 REFUSED = 3  # the exit code of a cycle whose challenger was refused
 
@@ -22,14 +22,28 @@ def command(
     lessons: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="lesson lines to take in first, as an admin would")
     ] = None,
+    probes: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="with --out: unrelated prompts, instead of ours")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="check a cycle on --lessons in a home of its own; result (JSON)")
+    ] = None,
 ) -> None:
     """One cycle: train a challenger on the feedback since the champion, compare, promote or refuse with reasons.
 
-    An interrupted cycle goes on where it stopped. Exit code 3 means that the gate refused the challenger.
+    An interrupted cycle goes on where it stopped. Exit code 3 means that the gate refused the challenger. With
+    ``--out`` nothing here is changed: a temporary home trains one cycle on the questions and answers of ``--lessons``,
+    and the result says what its weights alone answer, also to the file's paraphrases and neighbours.
 
     Example: `agm update --recipe examples/laptop.yaml`
+
+    Example: `agm update --lessons examples/world_changes/lessons.jsonl --out result.json`
     """
     home, settings = submitter_home(), load_recipe(recipe)
+    if out is not None and lessons is not None:
+        return check(settings, lessons, probes, out)
+    if out is not None or probes is not None:
+        raise entry.UserError("--out and --probes belong to a check: give --lessons FILE --out FILE, and --probes FILE")
     with local.connect(home, settings):
         engine = initialise(home, settings)
         if lessons is not None:
@@ -46,23 +60,7 @@ def command(
     show(result)
     if result.verdict is not None and not result.verdict.promoted:
         raise SystemExit(REFUSED)
-
-
-def show(result: CycleResult) -> None:
-    if result.verdict is None:
-        entry.console.print(f"cycle {result.cycle}: no accepted lesson since the champion; nothing to train")
-        return
-    decided = "[green]promoted[/green]" if result.verdict.promoted else "[red]refused[/red]"
-    table = Table(
-        "measure (memory off)", "value  [95 % interval]", title=f"Cycle {result.cycle}: version {result.version}"
-    )
-    for name, value in result.measures.items():
-        if isinstance(value, dict):
-            table.add_row(name, f"{value['value']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]  n={value['n']}")
-    entry.console.print(table)
-    entry.console.print(f"the challenger was {decided}:")
-    for reason in result.verdict.reasons:
-        entry.console.print(f"  - {reason}", markup=False, highlight=False)
+    return None
 
 
 main = entry.main(command)
