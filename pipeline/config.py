@@ -203,6 +203,16 @@ class ServeSettings(Settings):
     requests_per_minute: int = Field(0, ge=0, description="of one key; 0: no limit")
 
 
+class CurationSettings(Settings):
+    """When what an asker says is held back from everybody else until ``agm feedback review`` accepts it."""
+
+    junk: bool = Field(True, description="hold back answers that look like none: links, markup, repetition, no word")
+    per_source_hour: int = Field(120, ge=0, description="corrections and ratings of one source in an hour; 0: no limit")
+    repeats: int = Field(5, ge=0, description="other questions with nearly the same answer in an hour; 0: no limit")
+    near: float = Field(0.9, gt=0, le=1, description="similarity from which two answers are nearly the same")
+    least_trust: float = Field(0.25, ge=0, le=1, description="trust below which a source is held back; 1: unknown yet")
+
+
 class FeedbackSettings(Settings):
     """From an acknowledgement to a cycle's manifest: privacy, how long things are kept, what may be trained."""
 
@@ -212,6 +222,7 @@ class FeedbackSettings(Settings):
     redact_names: tuple[str, ...] = Field((), description="names to redact; none by default: answers often are names")
     keep_answers_days: int = Field(90, ge=0, description="answers that nobody said anything about")
     keep_versions_hours: int = Field(168, ge=0, description="old versions of the feedback table")
+    curation: CurationSettings = CurationSettings()
 
 
 class Recipe(Settings):

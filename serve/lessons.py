@@ -59,6 +59,7 @@ async def feedback(body: FeedbackRequest, request: Request, key: Asker) -> Feedb
         key=key,
         source=body.source or None,
         session=body.session,
+        curator=service.curator,
     )
     receipt = await _written(service, change)
     service.meters.feedback.inc(tags={"kind": body.kind})
@@ -94,6 +95,7 @@ async def amend(
         feedback_id=body.feedback_id,
         source=user or None,
         session=body.session,
+        curator=service.curator,
     )
     return await _applied(service, await _written(service, change))
 
@@ -201,6 +203,7 @@ async def _applied(service: Service, receipt: Receipt) -> FeedbackReply:
         lesson_id=receipt.lesson_id,
         lesson_seq=receipt.lesson_seq,
         duplicate=receipt.duplicate,
+        quarantined=list(receipt.quarantined),
     )
 
 
@@ -302,7 +305,9 @@ async def rate(lesson_id: Identifier, body: Rating, request: Request, key: Asker
     """Evidence for or against the answer that the lesson gives now; one vote per source."""
     service: Service = request.app.state.service
     found = await _explained(request, key, lesson_id, body.user, body.session)
-    change = partial(intake.rate_lesson, service.log, lesson_id, found.lesson.answer, body.value)
+    change = partial(
+        intake.rate_lesson, service.log, lesson_id, found.lesson.answer, body.value, curator=service.curator
+    )
     who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
     return await _applied(service, await _written(service, partial(change, key=key, lesson=found.lesson, **who)))
 

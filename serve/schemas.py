@@ -204,6 +204,7 @@ class FeedbackReply(BaseModel):
     lesson_id: str | None
     lesson_seq: int | None
     duplicate: bool
+    quarantined: list[str] = Field([], description="why it does not count for others until a review accepts it")
 
 
 class LessonReply(BaseModel):

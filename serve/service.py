@@ -10,6 +10,7 @@ from functools import partial
 
 from pipeline.config import Recipe
 from pipeline.evaluate.protocol import prompt_messages
+from pipeline.feedback.curation import Curator
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import KeyRing
@@ -39,6 +40,7 @@ READY_TIMEOUT_S = 20.0
 class Service:
     recipe: Recipe
     log: EventLog
+    curator: Curator
     memory: LessonMemory
     engine: BatchEngine
     recorder: Recorder
@@ -78,6 +80,7 @@ class Service:
         return cls(
             recipe=recipe,
             log=log,
+            curator=Curator(recipe.feedback.curation, memory.trust_of),
             memory=memory,
             engine=engine,
             recorder=Recorder(log),

@@ -78,7 +78,9 @@ class Verdict(_Frozen):
     checks: tuple[Check, ...]
 
     def save(self, path: Path) -> None:
-        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)  # a verdict that is there is whole: it says that its cycle is over
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -131,9 +131,7 @@ def is_buried(log: EventLog, tenant: str, question: str, answer: str) -> bool:
 
 
 def _all(log: EventLog, tenant: str, seq: int = 0) -> Iterable[Event]:
-    while page := log.after(seq):
-        yield from (event for event in page if event.tenant == tenant)
-        seq = page[-1].seq
+    return (event for event in log.pages(seq) if event.tenant == tenant)
 
 
 def _choose(known: TenantLog, target: Target) -> _Choice:
@@ -149,6 +147,7 @@ def _choose(known: TenantLog, target: Target) -> _Choice:
     gone = before.keys() - after.keys()
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in gone}
     _add_quotations(known, choice, after)
+    _add_reviews(known, choice)
     _add_moved(known, choice)
     return choice
 
@@ -183,6 +182,14 @@ def _add_quotations(known: TenantLog, choice: _Choice, after: dict[str, Lesson])
         if event.seq in choice.erased:
             repeated.add(event.response_id)
     choice.erased |= {e.seq for e in known.events.values() if e.kind == "feedback" and e.response_id in repeated}
+
+
+def _add_reviews(known: TenantLog, choice: _Choice) -> None:
+    """That a feedback was held back, and what a review decided about it."""
+    gone = {known.events[seq].feedback_id for seq in choice.erased} - {None}
+    for event in known.events.values():
+        if event.kind in ("quarantine", "review") and event.body.get("feedback_id", event.feedback_id) in gone:
+            choice.erased.add(event.seq)
 
 
 def _erased_answers(known: TenantLog, choice: _Choice) -> dict[str, set[str]]:

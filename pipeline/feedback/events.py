@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, RowMapping, Select, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, func, insert, select, update
 
 from pipeline.feedback.database import write_transaction
 from pipeline.feedback.master_keys import FileKeyService, key_file
@@ -267,6 +267,12 @@ class EventLog:
         query = _range(seq, limit, through)
         return self._read(query if kinds is None else query.where(table.c.kind.in_(list(kinds))))
 
+    def pages(self, seq: int = 0, *, kinds: Collection[EventKind] | None = None) -> Iterator[Event]:
+        """Every event after ``seq``, read page by page."""
+        while page := self.after(seq, kinds=kinds):
+            yield from page
+            seq = page[-1].seq
+
     def rows_after(self, seq: int, *, limit: int = 10_000, through: int | None = None) -> list[dict[str, Any]]:
         """The same as stored rows, bodies encrypted: what the sealer copies without a key."""
         query = _range(seq, limit, through).add_columns(table.c.lesson_id)
@@ -309,6 +315,16 @@ class EventLog:
         query = select(*_STORED).where(table.c.tenant == tenant, table.c.lesson_id == lesson_id)
         return self._read(query.order_by(table.c.seq))
 
+    def lessons_of(self, tenant: str, source: str, since: str) -> list[Event]:
+        """The lesson events of one source since a time."""
+        return self._read(select(*_STORED).where(*_lessons_of(tenant, source, since)).order_by(table.c.seq))
+
+    def count_lessons(self, tenant: str, source: str, since: str) -> int:
+        """How many :meth:`lessons_of` would give, without reading a word of them."""
+        query = select(func.count()).select_from(table).where(*_lessons_of(tenant, source, since))
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def citing(self, tenant: str, lesson_id: str) -> list[Event]:
         """The answers that cite one lesson, in order."""
         query = select(*_STORED).join(citations, citations.c.seq == table.c.seq)
@@ -325,6 +341,10 @@ class EventLog:
         with self.engine.connect() as connection:
             rows = connection.execute(query).mappings().all()
         return self.opened(rows)
+
+
+def _lessons_of(tenant: str, source: str, since: str) -> tuple[ColumnElement[bool], ...]:
+    return table.c.kind == "lesson", table.c.tenant == tenant, table.c.source == source, table.c.time >= since
 
 
 def _range(seq: int, limit: int, through: int | None) -> Select[Any]:

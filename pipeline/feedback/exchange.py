@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.data.lines import LessonLine
+from pipeline.feedback.curation import HELD
 from pipeline.feedback.erasure import is_buried
 from pipeline.feedback.events import ErasedFeedback, EventLog
 from pipeline.feedback.intake import record_lesson
@@ -127,9 +128,12 @@ def _groups(lines: Iterable[LessonLine]) -> Iterator[list[LessonLine]]:
 def export(log: EventLog, path: Path, tenant: str = "default") -> int:
     """What was said and taught, as JSONL, CSV or Parquet by the file's name; returns the number of rows.
 
+    What curation holds back stays here: an import would teach it.
+
     Hugging Face's ``load_dataset("parquet", data_files=...)`` reads the Parquet file; an import reads any of them.
     """
-    rows = [_flat(event) for event in _pages(log) if event.tenant == tenant and event.kind in ("feedback", "lesson")]
+    said = (event for event in log.pages(kinds=("feedback", "lesson")) if event.tenant == tenant)
+    rows = [_flat(event) for event in said if HELD not in event.body]
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows, schema=EXPORTED), path)
     elif path.suffix == ".csv":
@@ -162,13 +166,6 @@ def _flat(event: Event) -> Row:
     op = body.get("op") or body.get("kind")
     told = {"op": op, "value": None if body.get("value") is None else str(body["value"])}
     return {name: told.get(name, columns.get(name, body.get(name))) for name in EXPORTED.names}
-
-
-def _pages(log: EventLog) -> Iterator[Event]:
-    seq = 0
-    while page := log.after(seq):
-        yield from page
-        seq = page[-1].seq
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from pipeline.data.lines import MAX_TEXT, LessonLine
 from pipeline.evaluate.protocol import Message
+from pipeline.feedback.curation import HELD, Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import Event, NewEvent, Scope, new_id, utc_now
@@ -46,6 +47,7 @@ class Receipt:
     lesson_id: str | None
     lesson_seq: int | None
     duplicate: bool
+    quarantined: tuple[str, ...] = ()  # why it does not count for others until a review accepts it
 
 
 def answer_event(
@@ -109,12 +111,13 @@ def record_feedback(
     source: str | None = None,
     scope: str | None = None,
     session: str = "",
+    curator: Curator | None = None,
 ) -> Receipt:
     """Record feedback on an answer and the lesson event that it causes, in one transaction.
 
     ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment.
     ``scope``: for whom a correction counts; by default for the ``session`` where one is named, else as far as the
-    key reaches.
+    key reaches. ``curator``: what an asker says passes it before it counts for others; here and below.
     Raises :class:`UnknownResponse`, or ``ValueError`` for a value that does not fit its kind.
     """
     checked = _checked_value(kind, value)
@@ -129,7 +132,7 @@ def record_feedback(
     feedback = NewEvent(kind="feedback", body={"kind": kind, "value": checked, "tags": list(tags), **told}, **place)
     lesson = _lesson_body(answered, kind, checked, place)
     caused = [] if lesson is None else [NewEvent(kind="lesson", body=lesson, **place)]
-    return _append(log, [feedback, *caused])
+    return _append(log, [feedback, *caused], curator)
 
 
 def record_lesson(
@@ -176,9 +179,7 @@ def retract_lesson(
     Raises :class:`UnknownLesson` or :class:`NotAllowed`.
     """
     place = _place_of(log, lesson_id, key, source, lesson)
-    _check_owner(lesson_id, key, place, session)
-    body = {"op": "retract", "lesson_id": lesson_id}
-    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+    return _govern(log, {"op": "retract", "lesson_id": lesson_id}, key, place, session, feedback_id)
 
 
 def expire_lesson(
@@ -198,9 +199,7 @@ def expire_lesson(
     """
     end = None if expires is None else moment(utc_now() if expires == NOW else expires)
     place = _place_of(log, lesson_id, key, source, lesson)
-    _check_owner(lesson_id, key, place, session)
-    body = {"op": "expire", "lesson_id": lesson_id, "expires": end}
-    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+    return _govern(log, {"op": "expire", "lesson_id": lesson_id, "expires": end}, key, place, session, feedback_id)
 
 
 def rate_lesson(
@@ -214,6 +213,7 @@ def rate_lesson(
     source: str | None = None,
     session: str = "",
     lesson: Lesson | None = None,
+    curator: Curator | None = None,
 ) -> Receipt:
     """Evidence for (1) or against (-1) an ``answer`` of a lesson, from anybody who may read the lesson.
 
@@ -223,8 +223,10 @@ def rate_lesson(
     place = _place_of(log, lesson_id, key, source, lesson)
     if place["scope"] in NARROWER and not _own(place, session):
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
-    body = {"op": "rate", "lesson_id": lesson_id, "answer": answer, "value": checked}
-    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+    told = {"question": lesson.question} if lesson is not None else {}
+    body = {"op": "rate", "lesson_id": lesson_id, **told, "answer": answer, "value": checked}
+    event = NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)
+    return _append(log, [event], curator)
 
 
 def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesson: Lesson | None) -> dict[str, Any]:
@@ -243,11 +245,15 @@ def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesso
     }
 
 
-def _check_owner(lesson_id: str, key: Key, place: dict[str, Any], session: str) -> None:
+def _govern(
+    log: EventLog, body: dict[str, Any], key: Key, place: dict[str, Any], session: str, feedback_id: str | None
+) -> Receipt:
+    """Record what a teacher may do with any lesson, and an asker with the own ones."""
     if not key.may("teach") and not _own(place, session):
         raise NotAllowed(
-            f"lesson {lesson_id!r} has scope {place['scope']!r}: changing it needs a key with role 'teach'"
+            f"lesson {body['lesson_id']!r} has scope {place['scope']!r}: changing it needs a key with role 'teach'"
         )
+    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
 
 
 def _own(place: dict[str, Any], session: str) -> bool:
@@ -264,6 +270,7 @@ def amend_lesson(
     feedback_id: str | None = None,
     source: str | None = None,
     session: str = "",
+    curator: Curator | None = None,
 ) -> Receipt:
     """Give a lesson another answer, more phrasings, or both; an asker may amend only a lesson of the own scope."""
     first, last, who = _history(log, lesson_id, key, source, session)
@@ -279,7 +286,7 @@ def amend_lesson(
         "previous": last.body["answer"] if answer else None,
         "paraphrases": list(paraphrases),
     }
-    return _append(log, [NewEvent(kind="lesson", body=changed, **place)])
+    return _append(log, [NewEvent(kind="lesson", body=changed, **place)], curator)
 
 
 def _history(log: EventLog, lesson_id: str, key: Key, source: str | None, session: str) -> tuple[Event, Event, str]:
@@ -291,12 +298,14 @@ def _history(log: EventLog, lesson_id: str, key: Key, source: str | None, sessio
     own = {"user": who, "session": session}.get(first.scope, "")
     if not key.may("teach") and not (own and own == first.scope_id):
         raise NotAllowed(f"lesson {lesson_id!r} has scope {first.scope!r}: changing it needs a key with role 'teach'")
-    changing = [event for event in history if event.body["op"] in ("correct", "retract")]
+    changing = [e for e in history if e.body["op"] in ("correct", "retract") and (own or HELD not in e.body)]
+    if not changing:
+        raise UnknownLesson(f"lesson {lesson_id!r} waits for a review: see 'agm feedback review list'")
     return first, changing[-1], who
 
 
-def _append(log: EventLog, events: list[NewEvent]) -> Receipt:
-    stored = log.append(events)
+def _append(log: EventLog, events: list[NewEvent], curator: Curator | None = None) -> Receipt:
+    stored = log.append(events if curator is None else curator.screened(log, events))
     lesson = next((event for event in stored if event.kind == "lesson"), None)
     return Receipt(
         feedback_id=stored[0].feedback_id or "",
@@ -304,6 +313,7 @@ def _append(log: EventLog, events: list[NewEvent]) -> Receipt:
         lesson_id=lesson.body["lesson_id"] if lesson else None,
         lesson_seq=lesson.seq if lesson else None,
         duplicate=stored[0].event_id != events[0].event_id,
+        quarantined=tuple(stored[0].body.get(HELD, ())),
     )
 
 

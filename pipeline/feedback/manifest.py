@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.phrasing import phrasings
+from pipeline.feedback.curation import HELD, decisions
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import Event
 from pipeline.feedback.sealer import read_events, sealed_seq, table_version
@@ -103,6 +104,7 @@ def _accepted(history: Sequence[Event], from_seq: int) -> tuple[dict[str, Lesson
     lessons = fold(history)
     named = _corrections(history, from_seq)
     dropped = [Dropped(lesson_id=gone, reason="retracted") for gone in named if gone not in lessons]
+    dropped += _held_back(history, from_seq)
     accepted: dict[str, Lesson] = {}
     for lesson_id, lesson in lessons.items():
         if lesson.last_seq <= from_seq:
@@ -119,10 +121,23 @@ def _corrections(history: Iterable[Event], from_seq: int) -> dict[str, list[str]
     """The answers given after ``from_seq``, by the lesson that the events name; a retraction names it too."""
     named: dict[str, list[str]] = {}
     for event in history:
-        if event.kind == "lesson" and event.seq > from_seq:
+        if event.kind == "lesson" and event.seq > from_seq and HELD not in event.body:
             answers = named.setdefault(event.body["lesson_id"], [])
             answers.extend([event.body["answer"]] if event.body["op"] == "correct" else ())
     return named
+
+
+def _held_back(history: Sequence[Event], from_seq: int) -> Iterable[Dropped]:
+    """What was said or decided after ``from_seq`` and counts for its source alone."""
+    decided = decisions(history)
+    rejected = {e.body["feedback_id"] for e in history if e.kind == "review" and e.seq > from_seq}
+    for event in history:
+        if event.kind != "lesson" or HELD not in event.body:
+            continue
+        decision = decided.get((event.tenant, event.feedback_id or ""))
+        if decision != "accept" and (event.seq > from_seq or event.feedback_id in rejected):
+            why = "rejected in review" if decision else "quarantined"
+            yield Dropped(lesson_id=event.body["lesson_id"], reason=f"{why}: {'; '.join(event.body[HELD])}")
 
 
 def _refusal(lesson: Lesson) -> str | None:

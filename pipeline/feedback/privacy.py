@@ -22,7 +22,7 @@ Finder = Callable[[str], Iterator[Span]]
 DEFAULT: tuple[Kind, ...] = ("email", "account", "card", "phone", "address")
 REGIONS = ("US", "GB", "DE", "FR")  # numbering plans tried for a number that is written without its country
 # Identifiers and fixed words, not anybody's text.
-_NOT_TEXT = {"op", "kind", "lesson_id", "request_id", "strategy", "date", "weight", "scope"}
+_NOT_TEXT = {"op", "kind", "lesson_id", "request_id", "strategy", "date", "weight", "scope", "feedback_id"}
 
 _EMAIL = re.compile(r"[\w.+%'-]+@[\w-]+(?:\.[\w-]+)+")
 _LONG_NUMBER = re.compile(r"(?<![\w.,+-])\d(?:[ -]?\d){12,18}(?![\w-])")

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 SCHEMA_VERSION = 1
 
-EventKind = Literal["answer", "feedback", "lesson", "erasure"]
+EventKind = Literal["answer", "feedback", "lesson", "erasure", "quarantine", "review"]
 Role = Literal["ask", "teach", "admin"]
 Scope = Literal["session", "user", "tenant", "global"]
 
@@ -37,6 +37,8 @@ class NewEvent:
       (of the answer that is rated)
     - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, expires (a moment in UTC
       from which on the lesson is not read, or None), value (for a rating), line (the other fields of a taught line)
+    - ``quarantine``: reasons (why the feedback with this feedback_id is held back; its other events are marked, too)
+    - ``review``: feedback_id (of what is decided), decision (accept | reject)
     - ``erasure``: rows (how many), lessons (ids of those that it changed)
     """
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -40,6 +41,15 @@ events = Table(
     Index("ix_events_kind_seq", "kind", "seq"),
     Index("ix_events_response", "response_id"),
     Index("ix_events_lesson", "lesson_id"),
+    # What one source has said lately, which curation counts; answers, most of the rows, are not in it.
+    Index(
+        "ix_events_said",
+        "tenant",
+        "source",
+        "time",
+        sqlite_where=text("kind = 'lesson'"),
+        postgresql_where=text("kind = 'lesson'"),
+    ),
 )
 
 # Which answers cite which lesson: what erasure and lineage follow, since the bodies themselves are encrypted.

@@ -132,11 +132,18 @@ class Fold:
             return set()  # another tenant's or another user's slot
         if event.role != "ask":
             return self._supersede(event, named)
-        if named is not None and named.header.private:
-            narrower = NARROWER.get(event.scope, 0) > NARROWER[named.header.scope]
-            own = self._own_lesson(event, named) if narrower else self._supersede(event, named)
-            return own | self._evidence(event, None)
-        return self._own_lesson(event, named) | self._evidence(event, named)
+        evidence = None if named is not None and named.header.private else named
+        if event.body.get("accepted"):  # held back at first: the asker's own lesson is there, and may be newer by now
+            return self._evidence(event, evidence)
+        own = self._own(event, named)
+        return own if "quarantined" in event.body else own | self._evidence(event, evidence)
+
+    def _own(self, event: Event, named: Slot | None) -> set[str]:
+        """What an asker's correction makes of the asker's own lesson."""
+        if named is None or not named.header.private:
+            return self._own_lesson(event, named)
+        narrower = NARROWER.get(event.scope, 0) > NARROWER[named.header.scope]
+        return self._own_lesson(event, named) if narrower else self._supersede(event, named)
 
     def _supersede(self, event: Event, named: Slot | None) -> set[str]:
         """alpha * trust = 1: the slot is born again with belief 1 in the new answer."""
@@ -196,9 +203,13 @@ class Fold:
         if answer is None:
             return set()
         if slot.header.private and _owns(event, slot.header):
+            if event.body.get("accepted"):
+                return set()
             beliefs = {answer: 1.0} if value > 0 else {}
             rated = replace(slot.lesson, answer=answer, beliefs=beliefs, last_seq=event.seq, last_time=event.time)
             return {self.put(Slot(rated, None if beliefs else Ledger(alpha_min=self.settings.alpha_min)))}
+        if "quarantined" in event.body:
+            return set()
         return self._vote(slot, event, answer, value)
 
     def _retract(self, event: Event) -> set[str]:

@@ -123,7 +123,7 @@ class RatedPolicy:
                 self.applied_seq = event.seq
 
     def _step(self, event: Event) -> None:
-        taken = event.body.get("choice")
+        taken = None if "quarantined" in event.body else event.body.get("choice")
         if event.kind != "feedback" or event.body.get("kind") != "rating" or not taken:
             return
         if taken["version"] != STATE_VERSION or event.response_id is None or event.response_id in self._rated:

@@ -225,6 +225,11 @@ class LessonMemory:
         with self._lock:
             return self._fold.explain(lesson_id)
 
+    def trust_of(self, tenant: str, source: str) -> float:
+        """What became of the source's earlier votes: 1 for the unknown, below it for the contradicted."""
+        with self._lock:
+            return self._fold.sources.multiplier(tenant, source)
+
     def __len__(self) -> int:
         return len(self._fold.slots)
 

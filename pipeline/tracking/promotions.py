@@ -97,6 +97,14 @@ def versions_by_cycle(engine: Engine) -> dict[int, int]:
     return {row.cycle: row.version for row in rows if row.cycle is not None}
 
 
+def verdict_on(engine: Engine, version: int) -> dict[str, Any] | None:
+    """The gate's last verdict on a version."""
+    query = select(verdicts.c.verdict).where(verdicts.c.version == version).order_by(verdicts.c.id.desc()).limit(1)
+    with engine.connect() as connection:
+        found: dict[str, Any] | None = connection.scalar(query)
+    return found
+
+
 def refused(engine: Engine) -> list[int]:
     """Versions that were refused and never served, most recently refused first."""
     promoted = select(promotions.c.version)

@@ -98,6 +98,18 @@ class Registry:
         tracking = client(self.home)
         tracking.log_artifact(tracking.get_model_version(MODEL_NAME, str(version)).run_id, str(file))
 
+    def made_by(self, cycle: int, **tags: object) -> int | None:
+        """The version that a cycle has registered already, with these tags; an interrupted one makes no second."""
+        wanted = {"cycle": str(cycle), **{name: str(value) for name, value in tags.items()}}
+        versions = client(self.home).search_model_versions(f"name='{MODEL_NAME}'")
+        found = [int(v.version) for v in versions if wanted.items() <= dict(v.tags).items()]
+        return max(found, default=None)
+
+    def verdict(self, version: int) -> Verdict | None:
+        """What the gate has decided about a version."""
+        found = promotions.verdict_on(self.engine, version)
+        return None if found is None else Verdict.model_validate(found)
+
     def folder(self, version: int) -> Path:
         """The local folder of a version's bundle; without MLflow where this home has seen the version before."""
         note = self._note(version)

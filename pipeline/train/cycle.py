@@ -28,7 +28,7 @@ from pipeline.feedback import erasure
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons, read_events
-from pipeline.feedback.sealer import Sealer
+from pipeline.feedback.sealer import Sealer, sealed_seq
 from pipeline.home import Home, worker_home
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
@@ -78,7 +78,10 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     before = Bundle.load(champion.folder)
     tell("reading the feedback", 1, 0)
     log = EventLog(engine)
-    folder, manifest = _open_cycle(home, log, before, recipe.train.seed)
+    folder, manifest = open_cycle(home, log, before.trained_through_seq, recipe.train.seed)
+    made = registry.made_by(manifest.cycle, from_seq=manifest.from_seq, to_seq=manifest.to_seq)
+    if made is not None and (verdict := registry.verdict(made)) is not None:
+        return _written_down(registry, made, verdict, manifest, folder)
     waiting = erasure.plans(log, "waiting")
     if not manifest.lessons and not waiting:
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
@@ -97,7 +100,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     record_row(folder, manifest.cycle, exam, outcomes[1])
     known = retained(home.cycles)
     measures |= known.figures()
-    version = _decided(registry, trained, manifest, recipe, verdict, measures)
+    version = _decided(registry, made, trained, manifest, recipe, verdict, measures)
     draw(known, folder / HEAT_MAP)
     registry.attach(version, folder / HEAT_MAP)
     (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
@@ -108,15 +111,15 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
 
 
-def _open_cycle(home: Home, log: EventLog, champion: Bundle, seed: int) -> tuple[Path, Manifest]:
-    """The interrupted cycle where there is one, else a new one over everything since the champion's last event."""
+def open_cycle(home: Home, log: EventLog, from_seq: int, seed: int) -> tuple[Path, Manifest]:
+    """The interrupted cycle where there is one, else a new one over everything after ``from_seq``."""
     folders = sorted(path for path in home.cycles.iterdir() if (path / MANIFEST).exists())
     if folders and not (folders[-1] / VERDICT).exists():
         return folders[-1], Manifest.load(folders[-1] / MANIFEST)
     Sealer(log, home.feedback_table).drain()
     number = len(folders) + 1
     manifest = build_manifest(
-        home.feedback_table, log, cycle=number, from_seq=champion.trained_through_seq, to_seq=log.head(), seed=seed
+        home.feedback_table, log, cycle=number, from_seq=from_seq, to_seq=sealed_seq(home.feedback_table), seed=seed
     )
     folder = home.cycles / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +127,15 @@ def _open_cycle(home: Home, log: EventLog, champion: Bundle, seed: int) -> tuple
     manifest.save(partial)
     partial.replace(folder / MANIFEST)
     return folder, manifest
+
+
+def _written_down(registry: Registry, version: int, verdict: Verdict, manifest: Manifest, folder: Path) -> CycleResult:
+    """A cycle that was interrupted after its decision: nothing is trained or decided again."""
+    registry.repair_aliases()
+    exam = folder / EXAM
+    measures = json.loads(exam.read_text(encoding="utf-8"))["measures"] if exam.exists() else {}
+    verdict.save(folder / VERDICT)
+    return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures)
 
 
 def train_on(
@@ -212,16 +224,17 @@ def measures_of(found: Evidence, challenger: Outcome) -> dict[str, Any]:
 
 def _decided(
     registry: Registry,
+    made: int | None,
     trained: FitResult,
     manifest: Manifest,
     recipe: Recipe,
     verdict: Verdict,
     measures: dict[str, Any],
 ) -> int:
-    """Register the challenger, then promote or refuse it."""
+    """Register the challenger, unless an interrupted run of this cycle has; then promote or refuse it."""
     figures = {name: m["value"] if isinstance(m, dict) else float(m) for name, m in measures.items()}
     figures |= {"loss": float(trained.metrics.get("loss", 0.0))}
-    version = registry.register(
+    version = made or registry.register(
         trained.bundle,
         cycle=manifest.cycle,
         metrics=figures,

@@ -1,0 +1,187 @@
+"""Curation: what an asker says is looked at before it counts for anybody else.
+
+What looks like junk, comes in floods, or comes from somebody whose word has mostly been contradicted is held back: the
+events say so themselves, so a replay of the log holds back the same. It is right at once in the asker's own scope, as
+everything that an asker says; nobody else's memory and no cycle's manifest takes it, until a review accepts it. Keys
+that teach are trusted: their corrections are never held back. Which of two answers is right is the lesson memory's to
+say (``pipeline/memory/belief.py``), not curation's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from rapidfuzz import fuzz
+
+from pipeline.config import CurationSettings
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.keys import Key
+from pipeline.feedback.records import Event, NewEvent, new_id
+from pipeline.memory.types import question_key
+
+Decision = Literal["accept", "reject"]
+HELD = "quarantined"  # the field of an event's body that holds the reasons
+ACCEPTED = "accepted"  # the field of a lesson event that a review told again
+LONGEST_RUN = 6  # of one character: "!!!!!!", "aaaaaa"
+MOST_OF_ONE_WORD = 0.6  # of the words of a text with five or more
+_LINK = re.compile(r"https?://|www\.|</?[a-z][^>]*>", re.IGNORECASE)
+_RUN = re.compile(rf"([^\d\s])\1{{{LONGEST_RUN - 1},}}")
+_MASHED = re.compile(r"\b[bcdfghjklmnpqrstvwxz]{7,}\b")  # seven small consonants are no word
+
+
+class NotHeld(LookupError):  # noqa: N818 - reads as what happened
+    """No feedback with this id is held back in this tenant."""
+
+
+def _known_to_nobody(_tenant: str, _source: str) -> float:
+    return 1.0
+
+
+class Curator:
+    """Decides what is held back, by rules that need no model. ``trust``: the lesson memory's, of a source."""
+
+    def __init__(
+        self, settings: CurationSettings | None = None, trust: Callable[[str, str], float] = _known_to_nobody
+    ) -> None:
+        self.settings = settings or CurationSettings()
+        self._trust = trust
+
+    def screened(self, log: EventLog, events: Sequence[NewEvent]) -> list[NewEvent]:
+        """The events of one feedback as they are to be logged: marked, and with a record, where they are held back."""
+        vote = next((event for event in reversed(events) if _is_vote(event)), None)
+        reasons = [] if vote is None else self.reasons(log, vote)
+        if not reasons or vote is None:
+            return list(events)
+        marked = [replace(event, body={**event.body, HELD: reasons}) for event in events]
+        return [*marked, replace(vote, kind="quarantine", event_id=new_id("evt"), body={"reasons": reasons})]
+
+    def reasons(self, log: EventLog, vote: NewEvent) -> list[str]:
+        """Why the vote does not count for others yet; none of the reasons quotes anybody."""
+        found = list(junk(vote.body)) if self.settings.junk and vote.body.get("op") == "correct" else []
+        if self._trust(vote.tenant, vote.source) < self.settings.least_trust:
+            found.append("most of what this source said before was contradicted")
+        since = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="milliseconds")
+        limit = self.settings.per_source_hour
+        if limit and log.count_lessons(vote.tenant, vote.source, since) >= limit:
+            return [*found, f"more than {limit} corrections and ratings of one source in an hour"]
+        if self.settings.repeats and vote.body.get("op") == "correct":
+            others = alike(log.lessons_of(vote.tenant, vote.source, since), vote, self.settings.near)
+            if others >= self.settings.repeats:
+                found.append(f"nearly the same answer to {others} other questions in an hour")
+        return found
+
+
+def junk(body: dict[str, Any]) -> Iterator[str]:
+    """What no right answer to a question looks like."""
+    answer = str(body["answer"])
+    words = question_key(answer).split()
+    if not any(character.isalnum() for character in answer):
+        yield "no letter and no digit"
+        return
+    if _RUN.search(answer) or (len(words) >= 5 and Counter(words).most_common(1)[0][1] > MOST_OF_ONE_WORD * len(words)):
+        yield "one character or word again and again"
+    if _MASHED.search(answer):
+        yield "no word of any language"
+    if _LINK.search(answer) and not _LINK.search(str(body["question"])):
+        yield "a link or markup"
+    if len(words) >= 4 and fuzz.ratio(question_key(answer), question_key(str(body["question"]))) >= 95:
+        yield "the question itself"
+
+
+def alike(said: Sequence[Event], vote: NewEvent, near: float) -> int:
+    """How many other questions were given nearly the same answer."""
+    own, answer = question_key(vote.body["question"]), question_key(vote.body["answer"])
+    return len(
+        {
+            question
+            for event in said
+            if event.body.get("op") == "correct"
+            and (question := question_key(event.body["question"])) != own
+            and fuzz.ratio(question_key(event.body["answer"]), answer, score_cutoff=100 * near)
+        }
+    )
+
+
+def _is_vote(event: NewEvent) -> bool:
+    """Whether it is something that an asker says and that would count for others."""
+    if event.role != "ask":
+        return False
+    if event.kind == "lesson":
+        return event.body["op"] in ("correct", "rate")
+    return event.kind == "feedback" and event.body["kind"] == "rating"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A feedback that is held back, or was."""
+
+    feedback_id: str
+    time: str
+    source: str
+    reasons: tuple[str, ...]
+    question: str
+    said: str | float  # the answer that it gives, or the rating
+    decision: Decision | None
+
+
+def held(log: EventLog, tenant: str = "default", *, everything: bool = False) -> list[Held]:
+    """What waits for a review, oldest first; ``everything``: what was decided, too."""
+    events = list(log.pages(kinds=("quarantine", "review")))
+    decided = decisions(events)
+    found = []
+    for event in events:
+        decision = decided.get((event.tenant, event.feedback_id or ""))
+        if event.kind == "quarantine" and event.tenant == tenant and (everything or decision is None):
+            said = log.by_feedback(tenant, event.feedback_id or "")[0].body
+            value = said.get("value")
+            found.append(
+                Held(
+                    feedback_id=event.feedback_id or "",
+                    time=event.time,
+                    source=event.source,
+                    reasons=tuple(event.body["reasons"]),
+                    question=said.get("question") or "",
+                    said=said.get("answer", "") if value is None else value,
+                    decision=decision,
+                )
+            )
+    return found
+
+
+def decisions(events: Sequence[Event]) -> dict[tuple[str, str], Decision]:
+    """What reviews decided, by (tenant, feedback id)."""
+    return {(e.tenant, e.body["feedback_id"]): e.body["decision"] for e in events if e.kind == "review"}
+
+
+def review(log: EventLog, feedback_id: str, decision: Decision, key: Key) -> Decision:
+    """Decide about one feedback, once; returns what was decided, by whoever came first.
+
+    Accepted, its lesson event is told again and counts from then on, as its source's evidence at the end of the log.
+    Raises :class:`NotHeld`.
+    """
+    events = log.by_feedback(key.tenant, feedback_id)
+    if not any(event.kind == "quarantine" for event in events):
+        raise NotHeld(f"no feedback with id {feedback_id!r:.80} is held back: see 'agm feedback review list'")
+    own = f"review:{feedback_id}"
+    record = NewEvent(
+        kind="review",
+        body={"feedback_id": feedback_id, "decision": decision},
+        source=key.name,
+        role=key.role,
+        tenant=key.tenant,
+        feedback_id=own,
+    )
+    again = [_again(event, own) for event in events if event.kind == "lesson"] if decision == "accept" else []
+    decided: Decision = log.append([record, *again])[0].body["decision"]
+    return decided
+
+
+def _again(event: Event, feedback_id: str) -> NewEvent:
+    body = {name: value for name, value in event.body.items() if name != HELD}
+    told = {name: getattr(event, name) for name in ("source", "role", "tenant", "scope", "scope_id", "response_id")}
+    return NewEvent(kind="lesson", body={**body, ACCEPTED: True}, feedback_id=feedback_id, **told)
