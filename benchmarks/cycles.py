@@ -90,13 +90,12 @@ def main() -> None:
     before = exam.take(start)
     exam.reference = before
     figures: dict[str, Any] = {"none": nothing_done(before, given.cycles)}
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
     for name in given.methods:
         figures[name] = run(name, recipe, start, log, exam, given.budget)
         report(name, figures[name])
-    matrices = {name: found["R"] for name, found in figures.items()}
-    continual.heat_map(matrices, given.out.with_suffix(".png"))
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
-    record.save(given.out, {"asked": asked, "n": exam.sizes(), "before": before["R"], "methods": figures})
+        record.save(given.out, {"asked": asked, "n": exam.sizes(), "before": before["R"], "methods": figures})
+    continual.heat_map({name: found["R"] for name, found in figures.items()}, given.out.with_suffix(".png"))
 
 
 class Exam:

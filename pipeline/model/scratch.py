@@ -33,6 +33,7 @@ from pipeline.model.native_layer import NativeMemory, NativeSettings
 
 KINDS = ("slots", "fast_weights", "none")
 SEED = 0  # of the weights that nothing has trained yet
+LAYOUT = 2  # of the parameters: another one is built anew, whatever the user's cache holds
 START, END = "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -171,7 +172,7 @@ def build(base: str, tokenizer: PreTrainedTokenizerFast | None = None) -> Memory
 def scratch_folder(base: str) -> Path:
     """A folder that transformers loads, in the user's cache: built on first use."""
     config = scratch_config(base)
-    recipe = json.dumps([config.to_dict(), SEED, torch.__version__], sort_keys=True, default=str)
+    recipe = json.dumps([config.to_dict(), LAYOUT, SEED, torch.__version__], sort_keys=True, default=str)
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
     target = cache_root() / f"{base.replace(':', '-')}-{digest}"
     if not target.exists():

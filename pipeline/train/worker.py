@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.torch
 import torch
 
 from pipeline.config import TrainSettings, parse_recipe
@@ -40,6 +41,8 @@ def train_worker(config: dict[str, Any]) -> None:
     recipe = parse_recipe(config["recipe"], origin="the submitted recipe")
     os.nice(recipe.scaling.nice)
     torch.set_num_threads(recipe.scaling.threads_per_worker)
+    if (device := ray.train.torch.get_device()).type == "cuda":
+        torch.cuda.set_device(device)  # workers on one node see all of its GPUs
     torch.manual_seed(recipe.train.seed)
     before = _latest()
     sharing = Sharing(before["shared"] if before else ())
