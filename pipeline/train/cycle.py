@@ -99,7 +99,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
     record_row(folder, manifest.cycle, exam, outcomes[1])
     known = retained(home.cycles)
-    measures |= known.figures()
+    measures |= {f"cycles_{name}": value for name, value in known.figures().items()}  # learned, forgetting, ...
     version = _decided(registry, made, trained, manifest, recipe, verdict, measures)
     draw(known, folder / HEAT_MAP)
     registry.attach(version, folder / HEAT_MAP)
