@@ -42,6 +42,8 @@ def _plots(content: dict[str, Any], records: Sequence[Record]) -> list[tuple[str
         ("From correction to corrected answer", lambda axes: _delays(axes, records)),
         ("Requests while the cycle ran and the model was swapped", lambda axes: _load(axes, records)),
     ]
+    if way := _way(records):
+        drawn.append(("One correction's way: what it touched", lambda axes: _lineage(axes, way)))
     return [(title, _svg(draw)) for title, draw in drawn]
 
 
@@ -105,6 +107,33 @@ def _load(axes: Axes, records: Sequence[Record]) -> None:
     axes.set(xlabel="seconds", ylabel="milliseconds")
     if load:
         axes.legend(frameon=False)
+
+
+def _way(records: Sequence[Record]) -> list[str]:
+    """The first correction that an answer cited, and what came of it, one step each."""
+    posted = [r.lesson for r in records if isinstance(r, Correction) and r.lesson]
+    cited = [r for r in records if isinstance(r, Request) and r.lesson_id and r.lesson_id in r.lessons]
+    lesson = next((name for name in posted if any(request.lesson == name for request in cited)), None)
+    if lesson is None:
+        return []
+    rests = [request for request in cited if request.lesson == lesson]
+    later = [r for r in transcript.requests(records, "after", "off", "question") if r.lesson == lesson]
+    steps = ["correction", f"lesson\n{str(rests[0].lesson_id)[:12]}", f"{len(rests)} answers\ncite it"]
+    steps += ["cycle"] if any(isinstance(record, Cycle) for record in records) else []
+    right = sum(request.right for request in later)
+    return [*steps, *(f"version {r.model_version}\n{right} of {len(later)} by weights" for r in later[:1])]
+
+
+def _lineage(axes: Axes, steps: Sequence[str]) -> None:
+    for place, step in enumerate(steps):
+        colour = ORANGE if place == 0 else TEAL
+        axes.text(
+            place, 0, step, ha="center", va="center", bbox={"boxstyle": "round,pad=0.6", "fc": "none", "ec": colour}
+        )
+        if place:
+            axes.annotate("", (place - 0.32, 0), (place - 0.68, 0), arrowprops={"arrowstyle": "->", "color": INK})
+    axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-1, 1))
+    axes.set_axis_off()
 
 
 def _examples(records: Sequence[Record], most: int = 12) -> list[dict[str, Any]]:

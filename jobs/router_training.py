@@ -43,9 +43,9 @@ def train_router(asked: RouterTraining) -> None:
     lines = read_lines(asked.lessons, LessonLine)
     if len(lines) < FEWEST:
         raise entry.UserError(f"{asked.lessons} has {len(lines)} lessons: give at least {FEWEST}")
-    known, held_out = _parts(lines, asked.check)
     questions = read_lines(asked.questions, ProbeLine) if asked.questions else []
     with entry.console.status("loading the encoder"):
+        from pipeline.memory.clusters import apart
         from pipeline.memory.router_check import held_out_figures
         from pipeline.memory.router_data import natural_lines
         from pipeline.memory.router_fit import Material
@@ -56,7 +56,10 @@ def train_router(asked: RouterTraining) -> None:
         encoder = load_encoder(settings.model.encoder)
     if asked.register and version is None:
         raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
-    material = Material(known, natural_lines(), questions, asked.pairs, asked.lesson_pairs)
+    known, held_out = _parts(lines, asked.check, encoder)
+    if len(known) < FEWEST // 2:
+        raise entry.UserError(f"{asked.lessons}: {len(known)} lessons are about other facts than those to measure on")
+    material = Material(known, apart(natural_lines(), held_out, encoder), questions, asked.pairs, asked.lesson_pairs)
     tensors = _trained(material, encoder, asked)
     figures = held_out_figures(tensors, held_out, encoder, settings.memory)
     _show(figures)
@@ -65,11 +68,16 @@ def train_router(asked: RouterTraining) -> None:
         entry.console.print(f"registered as version {added}", highlight=False)
 
 
-def _parts(lines: list[LessonLine], check: Path | None) -> tuple[list[LessonLine], list[LessonLine]]:
-    """(learned from, measured on)."""
-    if check is not None:
-        return lines, read_lines(check, LessonLine)
-    return [line for number, line in enumerate(lines) if number % 10], lines[::10]
+def _parts(
+    lines: list[LessonLine], check: Path | None, encoder: TextEncoder
+) -> tuple[list[LessonLine], list[LessonLine]]:
+    """(learned from, measured on): no fact is in both, in whatever words."""
+    from pipeline.memory.clusters import apart, split
+
+    if check is None:
+        return split(lines, encoder)
+    held_out = read_lines(check, LessonLine)
+    return apart(lines, held_out, encoder), held_out
 
 
 def _trained(material: Material, encoder: TextEncoder, asked: RouterTraining) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from jobs.entry import UserError
 from jobs.initialise import existing
 from pipeline.config import Recipe, load_recipe
 from pipeline.home import Home
+from pipeline.revision import revision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +44,7 @@ def register_router(
     from pipeline.tracking.registry import Registry
 
     with tempfile.TemporaryDirectory(dir=home.root) as folder:
-        replace(bundle, router=tensors, parent=version).save(Path(folder) / "bundle")
+        replace(bundle, router=tensors, parent=version, code=revision()).save(Path(folder) / "bundle")
         return Registry(home, existing(home)).register(
             Path(folder) / "bundle",
             cycle=bundle.cycle,

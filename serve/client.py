@@ -162,8 +162,9 @@ class Client:
     def retract(self, lesson_id: str) -> dict[str, Any]:
         return self._call("DELETE", f"/v1/lessons/{lesson_id}")
 
-    def lineage(self, response_id: str) -> dict[str, Any]:
-        return self._call("GET", f"/v1/lineage/{response_id}")
+    def lineage(self, name: str) -> dict[str, Any]:
+        """What stands behind an answer (a response id), or what a feedback has touched (a feedback id)."""
+        return self._call("GET", f"/v1/lineage/{name}")
 
     def version(self) -> dict[str, Any]:
         return self._call("GET", "/version")

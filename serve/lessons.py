@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from pipeline.data.lines import LessonLine
 from pipeline.feedback import intake
+from pipeline.feedback import lineage as traced
 from pipeline.feedback.intake import Receipt
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import Event
@@ -19,6 +20,7 @@ from pipeline.memory.types import Explanation, Lesson, Viewer, moment
 from serve.auth import Asker, Teacher
 from serve.errors import ApiError
 from serve.schemas import (
+    FeedbackLineage,
     FeedbackReply,
     FeedbackRequest,
     Identifier,
@@ -26,10 +28,13 @@ from serve.schemas import (
     LessonPage,
     LessonReply,
     Lineage,
+    LineageCycle,
     LineageEvent,
     LineageLesson,
+    LineageVersion,
     Name,
     RequestBody,
+    TouchedAnswer,
 )
 from serve.service import Service
 
@@ -64,8 +69,7 @@ async def feedback(body: FeedbackRequest, request: Request, key: Asker) -> Feedb
     receipt = await _written(service, change)
     service.meters.feedback.inc(tags={"kind": body.kind})
     if body.kind == "rating" and not receipt.duplicate:
-        rated = await asyncio.to_thread(service.log.response, body.response_id)
-        service.meters.rated(rated.body["model_version"] if rated else 0, float(body.value))
+        service.meters.rated(receipt.model_version or 0, float(body.value))
     return await _applied(service, receipt)
 
 
@@ -151,40 +155,63 @@ async def lessons(
     )
 
 
-@routes.get("/v1/lineage/{response_id}")
-async def lineage(response_id: Identifier, request: Request, key: Asker) -> Lineage:
+@routes.get("/v1/lineage/{name}")
+async def lineage(name: Identifier, request: Request, key: Asker) -> Lineage | FeedbackLineage:
+    """What stands behind an answer (its response id), or what a feedback has touched (its feedback id)."""
     service: Service = request.app.state.service
-    event = await asyncio.to_thread(service.log.response, response_id)
-    if event is None or event.tenant != key.tenant:
-        raise ApiError(404, "unknown_response", f"no answer has the id {response_id!r:.80}", "response_id")
-    return await asyncio.to_thread(_lineage, service, event)
+    return await asyncio.to_thread(_lineage, service, name, key.tenant)
 
 
-def _lineage(service: Service, answer: Event) -> Lineage:
-    cited = [item["lesson_id"] for item in answer.body["lessons"]]
-    said = service.log.by_response(answer.response_id or "")
+def _lineage(service: Service, name: str, tenant: str) -> Lineage | FeedbackLineage:
+    try:
+        if service.log.response(name) is not None:
+            return _behind(service, traced.of_answer(service.home, service.log, name, tenant))
+        return _touched(traced.of_feedback(service.home, service.log, name, tenant))
+    except (intake.UnknownResponse, traced.UnknownFeedback):
+        message = f"neither an answer nor a feedback has the id {name!r:.80}"
+        raise ApiError(404, "unknown_response", message, "name") from None
+
+
+def _behind(service: Service, found: traced.AnswerLineage) -> Lineage:
+    lessons = [(lesson_id, service.memory.get(lesson_id), events) for lesson_id, events in found.lessons.items()]
     return Lineage(
-        response_id=answer.response_id or "",
-        answer=_event(answer),
-        model_version=answer.body["model_version"],
-        lessons=[_lesson_lineage(service, lesson_id, answer) for lesson_id in cited],
-        feedback=[_event(event) for event in said if event.kind == "feedback"],
+        response_id=found.answer.response_id or "",
+        answer=_event(found.answer),
+        model_version=found.answer.body["model_version"],
+        versions=[LineageVersion(**vars(version)) for version in found.versions],
+        lessons=[
+            LineageLesson(
+                lesson_id=lesson_id,
+                question=lesson.question if lesson else None,
+                answer=lesson.answer if lesson else None,
+                events=[_event(event) for event in events],
+            )
+            for lesson_id, lesson, events in lessons
+        ],
+        cycles=[_cycle(use) for use in found.cycles],
+        feedback=[_event(event) for event in found.feedback if event.kind == "feedback"],
     )
 
 
-def _lesson_lineage(service: Service, lesson_id: str, answer: Event) -> LineageLesson:
-    """The lesson as it is now, and what had made it when the answer was given."""
-    lesson = service.memory.get(lesson_id)
-    made = [event for event in service.log.by_lesson(answer.tenant, lesson_id) if event.seq < answer.seq]
-    causes = dict.fromkeys(event.feedback_id for event in made if event.feedback_id)
-    told = [event for cause in causes for event in service.log.by_feedback(answer.tenant, cause)]
-    events = {event.seq: event for event in [*made, *told]}
-    return LineageLesson(
-        lesson_id=lesson_id,
-        question=lesson.question if lesson else None,
-        answer=lesson.answer if lesson else None,
-        events=[_event(events[seq]) for seq in sorted(events)],
+def _touched(found: traced.FeedbackLineage) -> FeedbackLineage:
+    return FeedbackLineage(
+        feedback_id=found.events[0].feedback_id or "",
+        events=[_event(event) for event in found.events],
+        answered=found.answered.response_id if found.answered else None,
+        lessons=list(found.lessons),
+        cycles=[_cycle(use) for use in found.cycles],
+        versions=list(found.versions),
+        answers=[
+            TouchedAnswer(
+                response_id=event.response_id or "", time=event.time, model_version=event.body.get("model_version")
+            )
+            for event in found.answers
+        ],
     )
+
+
+def _cycle(use: traced.CycleUse) -> LineageCycle:
+    return LineageCycle(**{**vars(use), "lessons": list(use.lessons)})
 
 
 async def _written(service: Service, change: Callable[[], Receipt]) -> Receipt:

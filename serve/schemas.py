@@ -310,6 +310,29 @@ class LineageLesson(BaseModel):
     events: list[LineageEvent]
 
 
+class LineageVersion(BaseModel):
+    """A model version as its bundle describes itself; ``code`` is the revision that made it."""
+
+    version: int
+    cycle: int
+    parent: int | None
+    trained_through_seq: int
+    code: str
+    base_digest: str
+    tensors_digest: str
+    recipe: dict[str, Any]
+
+
+class LineageCycle(BaseModel):
+    """A cycle: the range of events that it read, the lessons that it trained, the version that it made."""
+
+    cycle: int
+    version: int | None
+    from_seq: int
+    to_seq: int
+    lessons: list[str]
+
+
 class Lineage(BaseModel):
     """From one answer back to the model and the feedback behind it."""
 
@@ -318,5 +341,27 @@ class Lineage(BaseModel):
     response_id: str
     answer: LineageEvent
     model_version: int | None
+    versions: list[LineageVersion] = Field(description="the one that answered, then its ancestors")
     lessons: list[LineageLesson]
+    cycles: list[LineageCycle] = Field(description="that made these versions")
     feedback: list[LineageEvent]
+
+
+class TouchedAnswer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    response_id: str
+    time: str
+    model_version: int | None
+
+
+class FeedbackLineage(BaseModel):
+    """From one feedback on to every answer, cycle and model version that it touched; answers by their ids alone."""
+
+    feedback_id: str
+    events: list[LineageEvent]
+    answered: str | None = Field(description="the answer that it was about")
+    lessons: list[str]
+    cycles: list[LineageCycle]
+    versions: list[int]
+    answers: list[TouchedAnswer]

@@ -38,6 +38,7 @@ READY_TIMEOUT_S = 20.0
 
 @dataclass
 class Service:
+    home: Home
     recipe: Recipe
     log: EventLog
     curator: Curator
@@ -78,6 +79,7 @@ class Service:
         champion_poll_s = max(poll_s, CHAMPION_POLL_S)
         _watch(meters, engine)
         return cls(
+            home=home,
             recipe=recipe,
             log=log,
             curator=Curator(recipe.feedback.curation, memory.trust_of),

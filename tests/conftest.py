@@ -66,6 +66,13 @@ def missing_part() -> Callable[[str, str], NoReturn]:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test's own: an erasure empties the user's cache of answers."""
+    monkeypatch.setenv("AGM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def home_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An ``AGM_HOME`` of this test's own that nothing has been written to yet."""
     root = tmp_path / "home"

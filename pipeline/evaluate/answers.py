@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import PROTOCOL, Message
 from pipeline.evaluate.seam import Generator
+from pipeline.model.assets import cache_root
 
 if TYPE_CHECKING:
     from pipeline.memory.mixture import Mixture
@@ -62,6 +63,24 @@ class AnswerCache:
         database = sqlite3.connect(self.path, timeout=_WAIT_S)
         database.execute("PRAGMA journal_mode = WAL")
         return database
+
+
+def cache_file() -> Path:
+    """Where evaluations of this user keep answers."""
+    return cache_root() / "answers.db"
+
+
+def forget_answers(path: Path) -> bool:
+    """Overwrite every kept answer; evaluations decode them again. Returns whether there was one."""
+    if not path.exists():
+        return False
+    with closing(sqlite3.connect(path, timeout=_WAIT_S, isolation_level=None)) as database:
+        database.execute("PRAGMA secure_delete = ON")
+        if database.execute("SELECT name FROM sqlite_master WHERE name = 'answers'").fetchone() is None:
+            return False
+        gone = database.execute("DELETE FROM answers").rowcount
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return gone > 0
 
 
 class CachedGenerator:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -71,27 +68,3 @@ def _processor() -> str:
     except OSError:  # not Linux
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def revision() -> str:
-    """The code's git revision, with a digest of what is not committed; the package's version outside a checkout."""
-    checkout = Path(__file__).parents[2]
-    try:
-        head = _git(checkout, "rev-parse", "HEAD").strip()
-        changes = _git(checkout, "diff", "HEAD", "--", "pipeline")
-    except (OSError, subprocess.CalledProcessError):
-        return _package_version()
-    return head + (f"+{sha256(changes.encode()).hexdigest()[:12]}" if changes else "")
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=30
-    ).stdout
-
-
-def _package_version() -> str:
-    try:
-        return version("autogpt-memory")
-    except PackageNotFoundError:
-        return "unknown"

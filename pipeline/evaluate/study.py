@@ -14,12 +14,13 @@ from typing import Any
 from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.evaluate.answers import CachedGenerator
 from pipeline.evaluate.harder import Workshop
-from pipeline.evaluate.load import machine, revision
+from pipeline.evaluate.load import machine
 from pipeline.evaluate.result import Result
 from pipeline.evaluate.stream import Course, Played, Timing, Told, noise_floor, order, play
 from pipeline.evaluate.summary import summarise
 from pipeline.evaluate.systems import LIMITED, SYSTEMS, Bench
 from pipeline.model.assets import file_digest
+from pipeline.revision import revision
 
 Progress = Callable[[str, int, int], None]  # what is being done, total, done
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import MemorySettings, Recipe
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.answers import AnswerCache, CachedGenerator
+from pipeline.evaluate.answers import AnswerCache, CachedGenerator, cache_file
 from pipeline.evaluate.baselines.exact_match import ExactMatch
 from pipeline.evaluate.baselines.rag import Rag
 from pipeline.evaluate.baselines.subject_index import SubjectIndex
@@ -199,12 +199,11 @@ def make_bench(
 def load_bench(recipe: Recipe, bundle: Bundle) -> Bench:
     """The bundle's answerer behind the user's answer cache."""
     from pipeline.model.answerer import Answerer
-    from pipeline.model.assets import cache_root
 
     answerer = Answerer.load(bundle)
     weights = next(answerer.backbone.model.parameters())
     model = f"{bundle.base_digest}/{bundle.digest()}/{weights.dtype}/{weights.device.type}"
-    bench = make_bench(recipe, answerer, bundle.router, AnswerCache(cache_root() / "answers.db", model))
+    bench = make_bench(recipe, answerer, bundle.router, AnswerCache(cache_file(), model))
     return replace(bench, identity=f"{model}/{recipe.model.encoder}/{recipe.memory.model_dump_json()}")
 
 

@@ -25,7 +25,7 @@ from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_line
 from pipeline.evaluate.answers import AnswerCache, CachedGenerator
 from pipeline.evaluate.exam import Exam, judge
 from pipeline.evaluate.gate import Evidence, Pairs, Verdict, decide
-from pipeline.evaluate.load import machine, revision, watched
+from pipeline.evaluate.load import machine, watched
 from pipeline.evaluate.metrics import Interval, share
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import MAX_NEW_TOKENS, prompt_messages
@@ -34,6 +34,7 @@ from pipeline.evaluate.retention import kept, right
 from pipeline.evaluate.seam import Generator, Reply
 from pipeline.home import Home
 from pipeline.memory.belief import fold, taught_event
+from pipeline.revision import revision
 
 if TYPE_CHECKING:
     from pipeline.model.answerer import Answerer

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.evaluate.answers import cache_file, forget_answers
 from pipeline.feedback import erasure
 from pipeline.feedback.compaction import delete_sealed, vacuum
 from pipeline.feedback.erasure import Plan, Target
@@ -64,6 +65,7 @@ def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
     _erase_bundles(home, log, plan, done)
     _erase_snapshots(home, done)
     _erase_transcripts(home, plan, done)
+    _erase_answers(done)
     done.waits_for_cycle = bool(done.versions or done.beyond)
     erasure.set_state(log, [erasure_id], "waiting" if done.waits_for_cycle else "done")
     return done
@@ -93,6 +95,7 @@ def _erase_cycles(home: Home, plan: Plan, done: Erased) -> None:
     """An interrupted cycle starts anew, without the rows; a finished one keeps ids of what it trained, and no words."""
     for file in sorted(home.cycles.glob("*/manifest.json")):
         manifest, gone = Manifest.load(file), set(plan.lessons)
+        shutil.rmtree(file.parent / "bundle", ignore_errors=True)  # the registry has a copy of its own
         if not (file.parent / "verdict.json").exists():
             shutil.rmtree(file.parent)
             done.files.append(str(file.parent))
@@ -152,6 +155,12 @@ def _erase_transcripts(home: Home, plan: Plan, done: Erased) -> None:
             for report in ("report.json", "report.html"):
                 (home.root / report).unlink(missing_ok=True)
             done.files.append(str(file))
+
+
+def _erase_answers(done: Erased) -> None:
+    """What evaluations have let models answer: kept by a digest of the prompt, so nobody can say which to keep."""
+    if forget_answers(cache_file()):
+        done.files.append(str(cache_file()))
 
 
 def _without_lessons(lines: list[str], gone: set[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, fu
 from pipeline.feedback.database import write_transaction
 from pipeline.feedback.master_keys import FileKeyService, key_file
 from pipeline.feedback.privacy import Redactor
-from pipeline.feedback.records import Event, EventKind, NewEvent
+from pipeline.feedback.records import Event, EventKind, NewEvent, check_text
 from pipeline.feedback.tables import citations, sequence, tombstones
 from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault
@@ -74,8 +75,19 @@ class EventLog:
         self._mutex = threading.Lock()
         self._waiting: list[_Append] = []
         self._writing = False
+        self._here = threading.local()  # the transaction that this thread's changes share, see :meth:`together`
 
     # writing
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Whatever this thread reads and appends inside is one transaction: many changes, one fsync at the end."""
+        with write_transaction(self.engine) as connection:
+            self._here.connection = connection
+            try:
+                yield
+            finally:
+                del self._here.connection
 
     def append(self, events: Sequence[NewEvent]) -> list[Event]:
         """All of ``events`` in one transaction, durable on return.
@@ -86,6 +98,8 @@ class EventLog:
         """
         if not events:
             return []
+        if (connection := getattr(self._here, "connection", None)) is not None:
+            return self.append_within(connection, events)
         mine = _Append(self._prepared(events))
         with self._mutex:
             self._waiting.append(mine)
@@ -139,7 +153,7 @@ class EventLog:
             body = body_text(clean.body)
             texts = {name: getattr(clean, name, None) for name in _TEXTS}
             for name, value in (texts | {"lesson_id": _lesson_id(clean), "body": body}).items():
-                _check_text(name, value)
+                check_text(name, value)
             prepared.append(_Prepared(clean, body))
         return prepared
 
@@ -322,7 +336,7 @@ class EventLog:
     def count_lessons(self, tenant: str, source: str, since: str) -> int:
         """How many :meth:`lessons_of` would give, without reading a word of them."""
         query = select(func.count()).select_from(table).where(*_lessons_of(tenant, source, since))
-        with self.engine.connect() as connection:
+        with self._reading() as connection:
             return int(connection.execute(query).scalar_one())
 
     def citing(self, tenant: str, lesson_id: str) -> list[Event]:
@@ -338,9 +352,17 @@ class EventLog:
         return [Event(**{**row, "body": json.loads(body)}) for row, body in zip(rows, bodies, strict=True)]
 
     def _read(self, query: Select[Any]) -> list[Event]:
-        with self.engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).mappings().all()
         return self.opened(rows)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        if (shared := getattr(self._here, "connection", None)) is not None:
+            yield shared
+            return
+        with self.engine.connect() as connection:
+            yield connection
 
 
 def _lessons_of(tenant: str, source: str, since: str) -> tuple[ColumnElement[bool], ...]:
@@ -367,19 +389,6 @@ def _lesson_id(event: NewEvent) -> str | None:
 def cited_lessons(event: NewEvent) -> list[str]:
     """The lessons that an answer cites."""
     return [cited["lesson_id"] for cited in event.body.get("lessons") or ()] if event.kind == "answer" else []
-
-
-def _check_text(name: str, value: str | None) -> None:
-    if value is not None and ("\x00" in value or not _encodes(value)):
-        raise ValueError(f"{name} = {value!r:.80}: holds a character that no database text can keep (NUL or surrogate)")
-
-
-def _encodes(value: str) -> bool:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def body_text(body: dict[str, Any]) -> str:

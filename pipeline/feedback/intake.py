@@ -47,6 +47,7 @@ class Receipt:
     lesson_id: str | None
     lesson_seq: int | None
     duplicate: bool
+    model_version: int | None = None  # of the answer that the feedback is about
     quarantined: tuple[str, ...] = ()  # why it does not count for others until a review accepts it
 
 
@@ -313,6 +314,7 @@ def _append(log: EventLog, events: list[NewEvent], curator: Curator | None = Non
         lesson_id=lesson.body["lesson_id"] if lesson else None,
         lesson_seq=lesson.seq if lesson else None,
         duplicate=stored[0].event_id != events[0].event_id,
+        model_version=stored[0].body.get("model_version"),
         quarantined=tuple(stored[0].body.get(HELD, ())),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.feedback.events import EventLog
@@ -13,6 +12,7 @@ from pipeline.feedback.intake import UnknownResponse
 from pipeline.feedback.manifest import Manifest
 from pipeline.feedback.records import Event
 from pipeline.home import Home
+from pipeline.model.bundle import HEADER
 from pipeline.tracking import promotions
 from pipeline.tracking.registry import Registry
 
@@ -29,6 +29,7 @@ class Version:
     cycle: int
     parent: int | None
     trained_through_seq: int
+    code: str  # revision
     base_digest: str
     tensors_digest: str
     recipe: dict[str, Any]
@@ -51,7 +52,7 @@ class AnswerLineage:
 
     answer: Event
     versions: tuple[Version, ...]  # the one that answered, then its ancestors
-    lessons: dict[str, tuple[Event, ...]]  # cited lesson -> what had made it by then
+    lessons: dict[str, tuple[Event, ...]]  # cited lesson -> what had made it by then, and the feedback behind that
     cycles: tuple[CycleUse, ...]  # of these versions
     feedback: tuple[Event, ...]  # on this answer
 
@@ -80,7 +81,7 @@ def of_answer(home: Home, log: EventLog, response_id: str, tenant: str = "defaul
     return AnswerLineage(
         answer=answer,
         versions=versions,
-        lessons={i: tuple(e for e in log.by_lesson(tenant, i) if e.seq < answer.seq) for i in cited},
+        lessons={lesson_id: _makers(log, answer, lesson_id) for lesson_id in cited},
         cycles=tuple(use for use in _cycles(home, log) if use.cycle in made),
         feedback=tuple(event for event in said if event.seq != answer.seq),
     )
@@ -102,6 +103,14 @@ def of_feedback(home: Home, log: EventLog, feedback_id: str, tenant: str = "defa
         versions=tuple(v for v in versions if any(step.cycle in made for step in _ancestry(versions, v))),
         answers=tuple(e for i in lessons for e in log.citing(tenant, i) if e.seq > first.seq),
     )
+
+
+def _makers(log: EventLog, answer: Event, lesson_id: str) -> tuple[Event, ...]:
+    made = [event for event in log.by_lesson(answer.tenant, lesson_id) if event.seq < answer.seq]
+    causes = dict.fromkeys(event.feedback_id for event in made if event.feedback_id)
+    told = [event for cause in causes for event in log.by_feedback(answer.tenant, cause)]
+    events = {event.seq: event for event in (*made, *told)}
+    return tuple(events[seq] for seq in sorted(events))
 
 
 def drawing(lineage: AnswerLineage | FeedbackLineage) -> str:
@@ -152,12 +161,14 @@ def _cycles(home: Home, log: EventLog, lessons: Iterable[str] | None = None) -> 
 
 
 def _versions(home: Home, log: EventLog) -> dict[int, Version]:
+    """The versions whose files are there; without MLflow, whose import takes a replica seconds."""
     registry = Registry(home, log.engine)
     found = {}
-    for version in registry.versions() if registry.exists() else ():
-        header = json.loads(Path(registry.folder(version), "bundle.json").read_text(encoding="utf-8"))
-        told = {name: header[name] for name in Version.__dataclass_fields__ if name in header}
-        found[version] = Version(version=version, **told)
+    for version in promotions.versions(log.engine):
+        if (folder := registry.folder_here(version)) is not None:
+            header = {"code": "unknown", **json.loads((folder / HEADER).read_text(encoding="utf-8"))}
+            told = {name: header[name] for name in Version.__dataclass_fields__ if name in header}
+            found[version] = Version(version=version, **told)
     return found
 
 

@@ -25,6 +25,20 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def check_text(name: str, value: str | None) -> None:
+    """Raises ``ValueError`` for what a database refuses or changes."""
+    if value is not None and ("\x00" in value or not _encodes(value)):
+        raise ValueError(f"{name} = {value!r:.80}: holds a character that no database text can keep (NUL or surrogate)")
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class NewEvent:
     """An event before the log has given it its place.

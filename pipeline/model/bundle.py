@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.config import Recipe, parse_recipe
 from pipeline.model.backbone import backbone_location, weights_digest
 from pipeline.model.memory_layer import MemoryState
+from pipeline.revision import revision
 
 FORMAT = 1
 HEADER, TENSORS = "bundle.json", "bundle.safetensors"
@@ -40,6 +41,7 @@ class Bundle:
     trained_through_seq: int = 0
     cycle: int = 0
     parent: int | None = None
+    code: str = ""  # the revision of the code that made it
     tensors: dict[str, Tensor] = field(default_factory=dict)  # changed weights by parameter name
     memory: MemoryState | None = None
     router: dict[str, Tensor] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class Bundle:
             "trained_through_seq": self.trained_through_seq,
             "cycle": self.cycle,
             "parent": self.parent,
+            "code": self.code or revision(),
             "memory": self.memory.header() if self.memory else None,
             "tensors_digest": tensors_digest(named),
             "recipe": self.recipe.model_dump(mode="json"),
@@ -100,6 +103,7 @@ class Bundle:
             trained_through_seq=header["trained_through_seq"],
             cycle=header["cycle"],
             parent=header["parent"],
+            code=header.get("code", "unknown"),  # bundles of before it was written down
             tensors=_under("weights.", named),
             memory=memory,
             router=_under("router.", named),

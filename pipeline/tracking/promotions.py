@@ -105,6 +105,13 @@ def verdict_on(engine: Engine, version: int) -> dict[str, Any] | None:
     return found
 
 
+def versions(engine: Engine) -> list[int]:
+    """Every version that was ever decided about, oldest first; its files may be gone."""
+    with engine.connect() as connection:
+        found = {*connection.scalars(select(promotions.c.version)), *connection.scalars(select(verdicts.c.version))}
+    return sorted(found)
+
+
 def refused(engine: Engine) -> list[int]:
     """Versions that were refused and never served, most recently refused first."""
     promoted = select(promotions.c.version)

@@ -112,12 +112,13 @@ class Registry:
 
     def folder(self, version: int) -> Path:
         """The local folder of a version's bundle; without MLflow where this home has seen the version before."""
+        return self.folder_here(version) or self._remember_folder(version)
+
+    def folder_here(self, version: int) -> Path | None:
+        """The folder, where this home has seen the version and its files are there; never asks MLflow."""
         note = self._note(version)
-        if note.exists():
-            folder = Path(note.read_text(encoding="utf-8"))
-            if folder.is_dir():
-                return folder
-        return self._remember_folder(version)
+        folder = Path(note.read_text(encoding="utf-8")) if note.exists() else None
+        return folder if folder is not None and folder.is_dir() else None
 
     def champion(self) -> Champion | None:
         found = champion_version(self.engine)

@@ -34,6 +34,7 @@ from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
+from pipeline.revision import revision
 from pipeline.tracking.registry import Champion, Registry
 from pipeline.train.dataset import Item, TrainingSet
 from pipeline.train.fit import FitResult, fit
@@ -157,7 +158,13 @@ def train_on(
 
 def forgotten(before: Bundle, champion: Champion, manifest: Manifest, folder: Path) -> FitResult:
     """Nothing to learn, but something was erased from the champion's files: a version for whoever serves to take."""
-    bundle = replace(before, cycle=manifest.cycle, parent=champion.version, trained_through_seq=manifest.to_seq)
+    bundle = replace(
+        before,
+        cycle=manifest.cycle,
+        parent=champion.version,
+        trained_through_seq=manifest.to_seq,
+        code=revision(),
+    )
     bundle.save(folder / "bundle")
     return FitResult(folder / "bundle", {})
 

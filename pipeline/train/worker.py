@@ -22,6 +22,7 @@ from pipeline.config import TrainSettings, parse_recipe
 from pipeline.home import worker_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
+from pipeline.revision import revision
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing, rank_and_world
 from pipeline.train.loop import Loop, Step
@@ -111,7 +112,7 @@ class Watch:
 
 def _report(loop: Loop, metrics: dict[str, Any], lineage: Any) -> None:
     """Metrics from every rank; rank 0 adds a checkpoint that describes itself: a bundle and the trainer's state."""
-    bundle, state = replace(loop.method.result(), **lineage), loop.state()
+    bundle, state = replace(loop.method.result(), **lineage, code=revision()), loop.state()
     if rank_and_world()[0] != 0:
         ray.train.report(metrics)
         return

@@ -231,7 +231,7 @@ def test_the_manifest_names_what_is_held_back_until_it_is_accepted(log: EventLog
     assert str(last.lesson_id) not in why
 
 
-def test_erasing_takes_the_record_and_the_review_along(log: EventLog, tmp_path: Path) -> None:
+def test_erasing_takes_the_record_and_the_review_along(log: EventLog, tmp_path: Path, own_cache: Path) -> None:
     home = Home(tmp_path / "home").create()
     receipt = correct(log, "eva", JUNK)
     review(log, receipt.feedback_id, "accept", ADMIN)

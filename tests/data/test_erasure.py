@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.lines import LessonLine
+from pipeline.evaluate.answers import AnswerCache, cache_file
 from pipeline.feedback import copies, erasure
 from pipeline.feedback.copies import erase, resume
 from pipeline.feedback.erasure import Target
@@ -30,7 +31,7 @@ SECRET = "Zanzibar"
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> Home:
     monkeypatch.delenv("AGM_FEEDBACK_URL", raising=False)
     return Home(tmp_path / "home").create()
 
@@ -216,6 +217,9 @@ def test_cycles_training_sets_snapshots_and_transcripts(log: EventLog, home: Hom
         items = [{"lesson_id": lesson, "question": "q", "answer": SECRET}]
         (home.train_storage / name / "training_set.json").write_text(json.dumps({"items": items, "replay": []}))
     (home.root / "snap" / "memory.json").write_text(SECRET)
+    (finished / "bundle").mkdir()
+    cache = AnswerCache(cache_file(), "any model")
+    cache.save({"a": SECRET})
     lines = [
         {"lesson": "gold", "question": "Where is the gold?", "raw": "?", "lessons": []},
         {"lesson": "gold", "question": "Where is the gold?", "raw": SECRET, "lessons": [gone]},
@@ -234,4 +238,7 @@ def test_cycles_training_sets_snapshots_and_transcripts(log: EventLog, home: Hom
     assert [json.loads(line)["lesson"] for line in (home.root / "transcript.jsonl").read_text().splitlines()] == [
         "silver"
     ]
+    assert not (finished / "bundle").exists()
+    assert cache.find(["a"]) == {}
+    assert SECRET.encode() not in cache.path.read_bytes()
     assert copies.LIMITS

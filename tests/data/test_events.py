@@ -246,3 +246,29 @@ def test_a_database_that_fails_tells_every_writer(log: EventLog) -> None:
     with log.engine.begin() as connection:
         connection.execute(text("ALTER TABLE away RENAME TO events"))
     assert log.append([lesson(9)])[0].seq == 1
+
+
+def test_changes_together_are_one_transaction_and_see_each_other(both: EventLog) -> None:
+    with both.together():
+        (first,) = both.append([NewEvent(kind="answer", body={"n": 1}, source="new", response_id="together")])
+        assert both.response("together") == first
+        assert EventLog(both.engine).after(first.seq - 1) == []  # another connection does not see it yet
+        with pytest.raises(ValueError, match="no database text"):
+            both.append([NewEvent(kind="answer", body={}, source="\x00")])
+        (second,) = both.append([NewEvent(kind="answer", body={"n": 2}, source="new")])
+    assert both.after(first.seq - 1) == [first, second]
+
+
+def test_what_fails_together_is_not_there(both: EventLog) -> None:
+    head = both.head()
+
+    def fail() -> None:
+        with both.together():
+            both.append([NewEvent(kind="answer", body={}, source="eva")])
+            raise RuntimeError("over")
+
+    with pytest.raises(RuntimeError, match="over"):
+        fail()
+    assert both.head() == head
+    (event,) = both.append([NewEvent(kind="answer", body={}, source="eva")])
+    assert event.seq == head + 1

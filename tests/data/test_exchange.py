@@ -102,7 +102,7 @@ def test_the_later_line_of_a_question_wins(log: EventLog, tmp_path: Path) -> Non
     assert lesson.answer == "19"
 
 
-def test_an_erased_lesson_is_left_out(log: EventLog, tmp_path: Path) -> None:
+def test_an_erased_lesson_is_left_out(log: EventLog, tmp_path: Path, own_cache: Path) -> None:
     home, lines = Home(tmp_path / "home").create(), read_feedback(write(tmp_path / "a.jsonl", ROWS))
     import_lines(log, lines, TEACHER)
     erase(home, log, Target(subjects=("Rutte",)))

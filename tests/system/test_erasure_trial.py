@@ -26,7 +26,9 @@ from tests.tiny import LESSONS, tiny_recipe
 
 
 @pytest.mark.trial
-def test_what_is_erased_is_answered_neither_from_memory_nor_from_weights(home_root: Path, tmp_path: Path) -> None:
+def test_what_is_erased_is_answered_neither_from_memory_nor_from_weights(
+    home_root: Path, tmp_path: Path, own_cache: Path
+) -> None:
     home, recipe = Home(home_root), tiny_recipe(tmp_path / "model")
     recipe = recipe.with_changes({"train.epochs": 60, "scaling.workers": 1, "gate.new_lessons_margin": 1.0})
 

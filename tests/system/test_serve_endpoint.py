@@ -130,6 +130,19 @@ def test_lineage_leads_from_the_answer_back_to_the_feedback(place: Place) -> Non
     assert found["lessons"][0]["lesson_id"] == reply.lessons[0]["lesson_id"]
     assert [event["feedback_id"] for event in found["lessons"][0]["events"]] == ["fb-capital", "fb-capital"]
     assert [event["feedback_id"] for event in found["feedback"]] == ["fb-liked"]
+    touched = client.lineage("fb-capital")
+    assert touched["lessons"] == [reply.lessons[0]["lesson_id"]]
+    assert reply.response_id in {answer["response_id"] for answer in touched["answers"]}
+    assert "body" not in touched["answers"][0]
+
+
+def test_what_is_held_back_is_right_for_the_asker_and_says_so(place: Place) -> None:
+    question = "Who runs the night market?"
+    asker = place.client("asker")
+    receipt = asker.correct(asker.ask(question, user="mal").response_id, "see https://spam.example", source="mal")
+    assert receipt["quarantined"] == ["a link or markup"]
+    assert asker.ask(question, user="mal").text == "see https://spam.example"
+    assert asker.lineage(receipt["feedback_id"])["events"][-1]["kind"] == "quarantine"
 
 
 def test_an_askers_correction_is_right_for_the_asker_alone(place: Place) -> None:

@@ -10,7 +10,8 @@ import time
 
 import psutil
 
-from pipeline.evaluate.load import Others, machine, revision, watched
+from pipeline.evaluate.load import Others, machine, watched
+from pipeline.revision import package_digest, revision
 
 # Starts a process that works and then waits, and leaves it to nobody: a child of this test would count as its own work.
 ORPHAN = """
@@ -41,4 +42,5 @@ def test_own_work_is_not_load_and_others_is() -> None:
 
 def test_machine_and_revision_are_named() -> None:
     assert machine()["cores"] >= 1
-    assert re.fullmatch(r"[0-9a-f]{40}(\+[0-9a-f]{12})?|\d+\.\d+\.\d+", revision())
+    assert re.fullmatch(r"[0-9a-f]{40}(\+[0-9a-f]{12})?|\d+\.\d+\.\d+\+[0-9a-f]{12}", revision())
+    assert re.fullmatch(r"[0-9a-f]{64}", package_digest())
