@@ -51,6 +51,12 @@ def command(
     lesson_pairs: Annotated[
         int, typer.Option(min=100, help="at most so many pairs of the lessons in a pass", rich_help_panel=ROUTER)
     ] = 50_000,
+    style: Annotated[
+        str,
+        typer.Option(
+            help="with --start-from: question or statement, to train that style's adapter alone", rich_help_panel=ROUTER
+        ),
+    ] = "both",
     start_from: Annotated[
         Path | None,
         typer.Option(exists=True, help="weights to train further: a model's folder, or a router (default: none)"),
@@ -80,7 +86,7 @@ def command(
         return
     assert lessons is not None
     asked = RouterTraining(
-        lessons, out, register, questions, start_from, check, epochs or 1, pairs, lesson_pairs, seed or 0, recipe
+        lessons, out, register, questions, start_from, check, epochs or 1, pairs, lesson_pairs, style, seed or 0, recipe
     )
     train_router(asked)
 

@@ -34,6 +34,7 @@ class RouterTraining:
     epochs: int
     pairs: int
     lesson_pairs: int
+    style: str
     seed: int
     recipe: Path | None
 
@@ -43,6 +44,10 @@ def train_router(asked: RouterTraining) -> None:
     lines = read_lines(asked.lessons, LessonLine)
     if len(lines) < FEWEST:
         raise entry.UserError(f"{asked.lessons} has {len(lines)} lessons: give at least {FEWEST}")
+    if asked.style not in ("both", "question", "statement"):
+        raise entry.UserError(f"--style {asked.style}: give question, statement or both")
+    if asked.style != "both" and asked.start_from is None:
+        raise entry.UserError(f"--style {asked.style}: the other style comes from a router: give --start-from")
     questions = read_lines(asked.questions, ProbeLine) if asked.questions else []
     with entry.console.status("loading the encoder"):
         from pipeline.memory.clusters import apart
@@ -84,8 +89,10 @@ def _trained(material: Material, encoder: TextEncoder, asked: RouterTraining) ->
     """The router's tensors, written to its file."""
     from safetensors.torch import load_file, save_file
 
+    from pipeline.memory.pair_encoder import STYLES
     from pipeline.memory.router_fit import fit_router
 
+    styles = [name for name in STYLES if asked.style in (name, "both")]
     before = load_file(asked.start_from) if asked.start_from else None
     with entry.bar() as progress:
         task = progress.add_task("training the router", total=1)
@@ -93,7 +100,9 @@ def _trained(material: Material, encoder: TextEncoder, asked: RouterTraining) ->
         def tell(step: int, steps: int, loss: float) -> None:
             progress.update(task, total=steps, completed=step, description=f"training the router (loss {loss:.2f})")
 
-        tensors = fit_router(material, encoder, asked.seed, start_from=before, epochs=asked.epochs, progress=tell)
+        tensors = fit_router(
+            material, encoder, asked.seed, start_from=before, styles=styles, epochs=asked.epochs, progress=tell
+        )
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, asked.out)
     return tensors

@@ -41,6 +41,28 @@ class Pair:
     size: int = 1  # lessons that the viewer's memory holds: the more, the likelier a near miss
 
 
+@dataclass(frozen=True)
+class Near:
+    """A phrasing that the first stage found near a part of the question."""
+
+    part: str
+    phrasing: str
+    cosine: float
+    lesson: int
+
+
+def beside_rivals(near: Sequence[Near], size: int, asking: int = 0) -> list[Pair]:
+    """Candidates of one question, nearest first, each beside the best candidate of another lesson.
+
+    Reading and training both take their pairs from here, so that the router sees what it was trained on.
+    """
+    pairs = []
+    for own in near:
+        rival = next((other.cosine for other in near if other.lesson != own.lesson), 0.0)
+        pairs.append(Pair(own.part, own.phrasing, own.cosine, own.cosine - rival, asking, own.lesson, size))
+    return pairs
+
+
 class WordTable:
     """Words of a text with their surprise in nats, from a tokenizer that maps a text to piece ids."""
 

@@ -1,13 +1,15 @@
 """The second stage's transformer: MiniLM reads question and phrasing together, adapted by low-rank deltas.
 
-Only the adapter (``W <- W + up @ down`` on every linear map of the layers) and the head are ours and are shipped; the
-base weights are the encoder's.
+Only the adapters (``W <- W + up @ down`` on every linear map of the layers) and their heads are ours and are shipped;
+the base weights are the encoder's. There is one adapter per *style*, because the styles draw the line elsewhere:
+statements to complete ("The mother tongue of X is") stay close to each other's words, and people's questions do not.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,21 @@ from pipeline.model.encoder import weights_location
 
 MAX_PAIR_TOKENS = 160
 BATCH = 64
+
+Style = Literal["statement", "question"]
+STYLES: tuple[Style, ...] = ("statement", "question")
+
+_ASKS = re.compile(
+    r"[?？؟]\W*$"  # "Where is it? It is located in" is a statement to complete, and so is what has a comma
+    r"|^\W*(?:(?:in|on|at|from|to|for|of|by|under|with) )?"
+    r"(?:who|whose|whom|what|which|when|where|why|how|is|are|was|were|do|does|did)\b[^?,]*$",
+    re.IGNORECASE,
+)
+
+
+def style(question: str, phrasing: str) -> Style:
+    """``question`` where either text asks: by its mark, or by how it begins, since people leave the mark out."""
+    return "question" if _ASKS.search(question) or _ASKS.search(phrasing) else "statement"
 
 
 class LowRank(nn.Module):
@@ -96,6 +113,23 @@ def make_trainable(encoder: PairEncoder, rank: int) -> list[nn.Parameter]:
     return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
 
 
+class PairEncoders:
+    """Each pair to the encoder of its style."""
+
+    def __init__(self, by_style: Mapping[Style, PairEncoder]) -> None:
+        self._by_style = by_style
+        self.tokenizer = by_style["question"].tokenizer
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        scores = [0.0] * len(pairs)
+        styles = [style(*pair) for pair in pairs]
+        for name, encoder in self._by_style.items():
+            rows = [row for row, own in enumerate(styles) if own == name]
+            for row, value in zip(rows, encoder.score([pairs[row] for row in rows]), strict=True):
+                scores[row] = value
+        return scores
+
+
 def restore_adapter(encoder: PairEncoder, tensors: Mapping[str, Tensor]) -> None:
     """Go on training from a saved adapter: its deltas into the maps that :func:`make_trainable` has put in place."""
     with torch.no_grad():
@@ -114,6 +148,16 @@ def adapter_tensors(encoder: PairEncoder) -> dict[str, Tensor]:
         if isinstance(module, LowRank):
             tensors |= {f"adapter.{name}.down": module.down, f"adapter.{name}.up": module.up}
     return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+
+
+def load_pair_encoders(tensors: Mapping[str, Tensor], name: str = "package:minilm") -> PairEncoders:
+    """Both styles' encoders; each style's tensors carry its name before theirs."""
+    return PairEncoders({style: load_pair_encoder(of_style(tensors, style), name) for style in STYLES})
+
+
+def of_style(tensors: Mapping[str, Tensor], style: Style) -> dict[str, Tensor]:
+    prefix = f"{style}."
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
 
 def load_pair_encoder(tensors: Mapping[str, Tensor], name: str = "package:minilm") -> PairEncoder:

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from pipeline.memory.features import Pair, WordTable, features
-from pipeline.memory.pair_encoder import PairEncoder, load_pair_encoder
+from pipeline.memory.pair_encoder import STYLES, PairEncoders, load_pair_encoders, style
 from pipeline.memory.types import question_key
 
 SAME_WORDS = 12.0  # log-odds of a question that is written like the lesson
@@ -50,14 +50,15 @@ class Head:
 
 
 class TrainedRouter:
-    """Three steps, cheap to dear: same words; a head on features; the pair encoder for what the head leaves open."""
+    """Three steps, cheap to dear: same words; a head on features; a pair encoder for what the head leaves open."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], pair_encoder: PairEncoder) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], pair_encoders: PairEncoders) -> None:
         self.tensors = dict(tensors)
-        self._pairs = pair_encoder
-        self._first, self._final = Head(tensors, "first"), Head(tensors, "final")
+        self._pairs = pair_encoders
+        self._first = Head(tensors, "first")
+        self._final = {name: Head(tensors, f"{name}.final") for name in STYLES}
         self._open = float(tensors["open"][0])  # log-odds of the first head under which nothing is read closely
-        tokenizer = pair_encoder.tokenizer
+        tokenizer = pair_encoders.tokenizer
         self._table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
 
     def score(self, pairs: Sequence[Pair]) -> LogOdds:
@@ -76,8 +77,13 @@ class TrainedRouter:
         rows = close_rows(pairs, first, self._open)
         scores = np.full(len(pairs), UNSCORED)
         if rows:
-            read = self._pairs.score([(pairs[row].question, pairs[row].phrasing) for row in rows])
-            scores[rows] = self._final(final_inputs(inputs[rows], [pairs[row] for row in rows], read))
+            close = [pairs[row] for row in rows]
+            read = self._pairs.score([(pair.question, pair.phrasing) for pair in close])
+            judged = final_inputs(inputs[rows], close, read)
+            styles = np.array([style(pair.question, pair.phrasing) for pair in close])
+            scores[rows] = np.select(
+                [styles == name for name in STYLES], [self._final[name](judged) for name in STYLES]
+            )
         return scores
 
 
@@ -120,11 +126,11 @@ def weights_with_null(log_odds: LogOdds) -> tuple[LogOdds, float]:
 def load_router(tensors: Mapping[str, Tensor] | None = None) -> TrainedRouter:
     """The router in ``tensors`` (a bundle's), or the one that ships with the package."""
     if tensors:
-        return TrainedRouter(tensors, load_pair_encoder(tensors))
+        return TrainedRouter(tensors, load_pair_encoders(tensors))
     return _shipped_router()
 
 
 @lru_cache(maxsize=1)
 def _shipped_router() -> TrainedRouter:
     tensors = load_safetensors((files("pipeline.memory") / "router.safetensors").read_bytes())
-    return TrainedRouter(tensors, load_pair_encoder(tensors))
+    return TrainedRouter(tensors, load_pair_encoders(tensors))

@@ -1,11 +1,12 @@
-"""Training the router's second stage: the pair encoder's adapter first, then two small heads over held-out lessons.
+"""Training the router's second stage: each style's adapter first, then small heads over held-out lessons.
 
-Four fifths of the lessons train the adapter, the last fifth trains the heads, so that a head sees the pair encoder as
-it behaves on lessons that it does not know.
+Four fifths of the lessons train the adapters, the last fifth trains the heads, so that a head sees the pair encoders as
+they behave on lessons that they do not know.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,17 @@ from torch import Tensor, nn
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.memory.features import WordTable, features
 from pipeline.memory.pair_encoder import (
+    STYLES,
     PairEncoder,
+    PairEncoders,
+    Style,
     adapter_tensors,
     base_pair_encoder,
-    load_pair_encoder,
+    load_pair_encoders,
     make_trainable,
+    of_style,
     restore_adapter,
+    style,
 )
 from pipeline.memory.router import Head, close_rows, final_inputs
 from pipeline.memory.router_examples import (
@@ -43,7 +49,7 @@ BATCH = 32
 RATE, RATE_FURTHER = 1e-3, 4e-4
 GENERATED_PAIRS = 12_000
 LESSON_PAIRS = 50_000
-NATURAL_PASSES = 2  # each pass draws other wordings, other noise
+NATURAL_PASSES = 1  # each pass draws other wordings, other noise
 HEAD_LESSONS = 400  # lessons per size of memory
 OPEN_RECALL = 0.999  # share of right candidates that the first head must let through
 
@@ -80,29 +86,45 @@ def fit_router(
     seed: int = 0,
     *,
     start_from: Mapping[str, Tensor] | None = None,
+    styles: Sequence[Style] = STYLES,
     epochs: int = 1,
     head_lessons: int = HEAD_LESSONS,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """The tensors that :func:`pipeline.memory.router.load_router` takes.
 
-    ``start_from``: another router's tensors, whose adapter is trained further, gently; without them the encoder's own
-    weights are the start. Deterministic for one machine and number of threads.
+    ``start_from``: another router's tensors, whose adapters are trained further, gently; without them the encoder's own
+    weights are the start. ``styles``: which adapters are trained; where it is not all of them, the rest of
+    ``start_from`` stays as it is, bit for bit. Deterministic for one machine and number of threads.
     """
+    if start_from is None and set(styles) != set(STYLES):
+        raise ValueError(f"styles = {list(styles)}: a router from nothing needs all of {list(STYLES)}, or start_from")
     torch.manual_seed(seed)
-    pair_encoder = base_pair_encoder(encoder.name)
-    make_trainable(pair_encoder, RANK)
-    if start_from is not None:
-        restore_adapter(pair_encoder, start_from)
-    batches = [
-        batch
-        for epoch in range(epochs)
-        for batch in _batches(material.examples(encoder, seed + 100 * epoch), seed + epoch)
-    ]
-    train_pair_encoder(pair_encoder, batches, RATE if start_from is None else RATE_FURTHER, progress)
-    tensors = adapter_tensors(pair_encoder)
-    adapted = load_pair_encoder(tensors, encoder.name)
-    return {**tensors, **fit_heads(material, encoder, adapted, seed + 1, head_lessons)}
+    examples = [pair for epoch in range(epochs) for pair in material.examples(encoder, seed + 100 * epoch)]
+    batches = {name: _batches([pair for pair in examples if style(*pair[:2]) == name], seed) for name in styles}
+    told = _counted(progress, sum(map(len, batches.values())))
+    tensors = dict(start_from or {})
+    for name, own in batches.items():
+        pair_encoder = base_pair_encoder(encoder.name)
+        make_trainable(pair_encoder, RANK)
+        if start_from is not None:
+            restore_adapter(pair_encoder, of_style(start_from, name))
+        train_pair_encoder(pair_encoder, own, RATE if start_from is None else RATE_FURTHER, told)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in adapter_tensors(pair_encoder).items()}
+    adapted = load_pair_encoders(tensors, encoder.name)
+    return tensors | fit_heads(material, encoder, adapted, seed + 1, head_lessons, tensors, styles)
+
+
+def _counted(progress: Progress | None, steps: int) -> Callable[[float], None]:
+    """Steps of several trainings as one."""
+    done = itertools.count(1)
+
+    def told(loss: float) -> None:
+        step = next(done)
+        if progress is not None:
+            progress(step, steps, loss)
+
+    return told
 
 
 def split(lines: Sequence[Line]) -> tuple[Sequence[Line], Sequence[Line]]:
@@ -119,22 +141,21 @@ def mixed(lines: Sequence[Line]) -> list[Line]:
 
 
 def train_pair_encoder(
-    encoder: PairEncoder, batches: list[list[Example]], rate: float, progress: Progress | None = None
+    encoder: PairEncoder, batches: list[list[Example]], rate: float, told: Callable[[float], None]
 ) -> None:
     """AdamW, linear warm-up and decay, bfloat16 autocast."""
     parameters = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=len(batches)))
     encoder.train()
-    for step, batch in enumerate(batches, 1):
+    for batch in batches:
         loss = _loss(encoder, batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if progress is not None:
-            progress(step, len(batches), float(loss.detach()))
+        told(float(loss.detach()))
     encoder.eval()
 
 
@@ -165,23 +186,42 @@ def _batches(examples: list[Example], seed: int) -> list[list[Example]]:
 
 
 def fit_heads(
-    material: Material, encoder: TextEncoder, pair_encoder: PairEncoder, seed: int, count: int = HEAD_LESSONS
+    material: Material,
+    encoder: TextEncoder,
+    pair_encoders: PairEncoders,
+    seed: int,
+    count: int,
+    before: Mapping[str, Tensor],
+    styles: Sequence[Style] = STYLES,
 ) -> dict[str, Tensor]:
-    """The first head on every candidate, its floor, and the final head on what the pair encoder has read."""
-    tokenizer = pair_encoder.tokenizer
+    """The first head on every candidate, its floor, and each style's final head on what its pair encoder has read.
+
+    The first head is shared: where not all styles are trained, it stays as it was ``before``.
+    """
+    tokenizer = pair_encoders.tokenizer
     table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
     lines, natural = split(material.lines), split(mixed(material.natural))
     labelled = labelled_pairs(lines[1], natural[1], [*lines[0], *natural[0]], encoder, seed, count)
     pairs = [pair for pair, _ in labelled]
     labels = np.array([label for _, label in labelled], dtype=np.float32)
     inputs = features(pairs, table)
-    first = fit_head("first", inputs, labels, seed)
-    odds = Head(first, "first")(inputs)
-    floor = float(np.quantile(odds[labels > 0], 1 - OPEN_RECALL))
-    rows = close_rows(pairs, odds, floor)
-    read = pair_encoder.score([(pairs[row].question, pairs[row].phrasing) for row in rows])
-    final = fit_head("final", final_inputs(inputs[rows], [pairs[row] for row in rows], read), labels[rows], seed)
-    return {**first, **final, "open": torch.tensor([floor])}
+    fitted: dict[str, Tensor] = {}
+    if set(styles) == set(STYLES):
+        fitted = fit_head("first", inputs, labels, seed)
+        odds = Head(fitted, "first")(inputs)
+        fitted["open"] = torch.tensor([float(np.quantile(odds[labels > 0], 1 - OPEN_RECALL))])
+    shared = {**before, **fitted}
+    odds = Head(shared, "first")(inputs)
+    rows = close_rows(pairs, odds, float(shared["open"][0]))
+    close = [pairs[row] for row in rows]
+    read = pair_encoders.score([(pair.question, pair.phrasing) for pair in close])
+    judged, wanted = final_inputs(inputs[rows], close, read), labels[rows]
+    for name in styles:
+        own = np.array([style(pair.question, pair.phrasing) == name for pair in close])
+        if len(set(wanted[own])) < 2:  # nothing of this style to tell apart: what holds for all has to do
+            own = np.ones_like(own)
+        fitted |= fit_head(f"{name}.final", judged[own], wanted[own], seed)
+    return fitted
 
 
 def fit_head(

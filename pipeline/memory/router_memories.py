@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.data.lines import LessonLine
-from pipeline.memory.features import Pair
+from pipeline.memory.features import Near, Pair, beside_rivals
 from pipeline.memory.router_data import Fact, Generator
 from pipeline.memory.router_examples import about, others_of, subject_of
 from pipeline.memory.segments import segments
@@ -119,9 +119,4 @@ def nearest_pairs(parts: Sequence[str], cosines: Vectors, lessons: Sequence[str]
     """The lessons nearest to any part of a question, each beside the part that it is nearest to; (parts, lessons)."""
     best, part = cosines.max(0), cosines.argmax(0)
     order = np.argsort(-best, kind="stable")[:CANDIDATES].tolist()
-    pairs = []
-    for row in order:
-        rival = max((float(best[other]) for other in order if other != row), default=0.0)
-        cosine = float(best[row])
-        pairs.append(Pair(parts[part[row]], lessons[row], cosine, cosine - rival, lesson=row, size=len(lessons)))
-    return pairs
+    return beside_rivals([Near(parts[part[row]], lessons[row], float(best[row]), row) for row in order], len(lessons))

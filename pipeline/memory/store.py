@@ -17,7 +17,7 @@ from pipeline.config import MemorySettings
 from pipeline.feedback.records import Event
 from pipeline.memory import snapshot
 from pipeline.memory.belief import Fold, Slot
-from pipeline.memory.features import Pair
+from pipeline.memory.features import Near, Pair, beside_rivals
 from pipeline.memory.index import Audience, Found, PartitionedIndex, Vectors
 from pipeline.memory.router import Router, weights_with_null
 from pipeline.memory.segments import segments
@@ -290,14 +290,9 @@ def _without_overruled(found: list[Candidate]) -> list[Candidate]:
 
 
 def _pairs(asking: int, near: list[Candidate], size: int) -> list[Pair]:
-    """Each candidate beside the best candidate of another lesson."""
     numbers = {lesson_id: n for n, lesson_id in enumerate(dict.fromkeys(c.lesson.lesson_id for c in near))}
-    pairs = []
-    for candidate in near:
-        rival = next((other.cosine for other in near if other.lesson.lesson_id != candidate.lesson.lesson_id), 0.0)
-        number, margin = numbers[candidate.lesson.lesson_id], candidate.cosine - rival
-        pairs.append(Pair(candidate.part, candidate.phrasing, candidate.cosine, margin, asking, number, size))
-    return pairs
+    found = [Near(c.part, c.phrasing, c.cosine, numbers[c.lesson.lesson_id]) for c in near]
+    return beside_rivals(found, size, asking)
 
 
 def _reading(near: list[Candidate], log_odds: NDArray[np.float64]) -> Reading:

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.memory.features import FEATURES, Pair, WordTable, features
-from pipeline.memory.pair_encoder import adapter_tensors, base_pair_encoder, load_pair_encoder, make_trainable
+from pipeline.memory.pair_encoder import adapter_tensors, base_pair_encoder, load_pair_encoder, make_trainable, style
 from pipeline.memory.router import CLOSELY, NO_RIVAL, SAME_WORDS, Head, close_rows, final_inputs, load_router
 from pipeline.memory.router_data import Generator, common_subject, read_relations
 from pipeline.memory.router_examples import SubjectSwap, nearest_lessons, question_examples
@@ -80,8 +80,46 @@ def test_an_adapter_starts_as_the_base_and_survives_saving() -> None:
     assert encoder.score(pairs) != pytest.approx(before, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        ("Who leads NATO?", True),
+        ("who leads nato", True),
+        ("In which city does Nestlé sit", True),
+        ("Quelle est la capitale du Kazakhstan ?", True),
+        ("Where is Canada Line? It is located in", False),
+        ("Where Paul Biegel is from, people speak the language of", False),
+        ("Will Smith works as", False),
+        ("The mother tongue of Denis Diderot is", False),
+    ],
+)
+def test_a_question_is_told_from_a_statement_to_complete(text: str, asks: bool) -> None:
+    assert style(text, "The mother tongue of Voltaire is") == ("question" if asks else "statement")
+    assert style("What is Voltaire's mother tongue?", text) == "question"
+
+
+def test_training_one_style_leaves_the_other_bit_for_bit() -> None:
+    lines = [
+        LessonLine(
+            question=f"What is the code of room {n}?", answer=str(n), paraphrases=(f"Which code opens room {n}?",),
+            neighbours=(f"What is the code of hall {n}?",),
+        )
+        for n in range(15)
+    ]  # fmt: skip
+    encoder, before = load_encoder(device="cpu"), load_router().tensors
+    after = fit_router(
+        Material(lines, generated=40), encoder, seed=1, start_from=before, styles=("question",), head_lessons=12
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert set(after) == set(before)
+    assert changed
+    assert all(name.startswith("question.") for name in changed)
+    with pytest.raises(ValueError, match="needs all of"):
+        fit_router(Material(lines), encoder, styles=("question",))
+
+
 def test_the_shipped_router_is_small() -> None:
-    assert len((files("pipeline.memory") / "router.safetensors").read_bytes()) < 6_000_000
+    assert len((files("pipeline.memory") / "router.safetensors").read_bytes()) < 12_000_000
 
 
 def test_every_relation_has_wordings_that_name_the_subject() -> None:
