@@ -32,6 +32,7 @@ TOPICS = (
 class Place:
     url: str
     keys: dict[str, str]
+    home: Home | None = None  # of an endpoint of ours
 
 
 @contextmanager
@@ -47,7 +48,7 @@ def serving(recipe: Path | None, changes: dict[str, Any]) -> Iterator[Place]:
             try:
                 url = deploy.start(home, settings, port=0).url
                 keys = json.loads(credentials.path(home).read_text(encoding="utf-8"))
-                yield Place(url, keys)
+                yield Place(url, keys, home)
             finally:
                 deploy.stop()
 
