@@ -1,4 +1,4 @@
-"""``agm pretrain``: a decoder on text, or the router on lessons of one's own."""
+"""``agm pretrain``: a decoder on text, or the router or the slots' address on lessons of one's own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs import entry
+from jobs.address_training import train_address
 from jobs.router_training import RouterTraining, train_router
 from jobs.text_training import pretrain_text, text_recipe
 from pipeline.config import load_recipe
@@ -39,6 +40,10 @@ def command(
         str, typer.Option(help="the same name resumes an interrupted run", rich_help_panel=TEXT)
     ] = "pretrain",
     lessons: Annotated[Path | None, _file(ROUTER, "JSONL, with paraphrases and neighbours")] = None,
+    address: Annotated[
+        bool,
+        typer.Option("--address", help="not the router: the head that addresses memory slots", rich_help_panel=ROUTER),
+    ] = False,
     register: Annotated[
         bool,
         typer.Option("--register", help="the champion with this router as a new version", rich_help_panel=ROUTER),
@@ -75,6 +80,8 @@ def command(
     of the champion with it to the registry; it does not serve until it is promoted. `--start-from` with the shipped
     one (pipeline/memory/router.safetensors) takes fewer lessons.
 
+    With `--address` it is the head that addresses the memory layers' slots token by token (`train.memory.head`).
+
     Example: `agm pretrain --text books/ --base scratch:small --out models/books` or
     `agm pretrain --lessons examples/world_changes/lessons.jsonl --out router.safetensors`
     """
@@ -85,6 +92,9 @@ def command(
         pretrain_text(submitter_home(), settings, text, out, name=name, column=column, start_from=start_from)
         return
     assert lessons is not None
+    if address:
+        train_address(lessons, out, pairs=pairs, seed=seed or 0, recipe=recipe)
+        return
     asked = RouterTraining(
         lessons, out, register, questions, start_from, check, epochs or 1, pairs, lesson_pairs, style, seed or 0, recipe
     )

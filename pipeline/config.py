@@ -58,12 +58,16 @@ class MemorySettings(Settings):
 class MemoryLayerSettings(Settings):
     """The slots inside the transformer. Layer numbers count from 0 and name the decoder layer."""
 
-    key_layer: int = Field(4, ge=0, description="layer whose mean question state addresses the slots")
+    key_layer: int = Field(4, ge=0, description="layer whose states of the question address the slots")
     value_layers: tuple[int, ...] = Field((12, 18, 24), min_length=1)
-    keys: Literal["states", "random", "kmeans", "product"] = Field(
+    keys: Literal["states", "tokens", "random", "kmeans", "product"] = Field(
         "states",
-        description="where keys lie: on the whitened states of the lessons' own questions, or, as ablations, on the "
-        "nearest of `codes` random directions, k-means centres of replayed prompts, or products of half keys",
+        description="where keys lie: on the lessons' own questions, as whitened mean states or token by token through "
+        "a trained head; or, as ablations, on the nearest of `codes` random directions, k-means centres of "
+        "replayed prompts, or products of half keys",
+    )
+    head: str | None = Field(
+        None, description="with keys: tokens, a file of `agm pretrain --address`; none: the shipped one, where it fits"
     )
     codes: int = Field(1024, ge=2, description="keys to choose from; for product keys, half keys: codes x codes keys")
     scale: float = Field(1.0, gt=0, description="lambda: what the slots add is scaled by it")
@@ -121,6 +125,9 @@ class TrainSettings(Settings):
     )
     batch_size: int = Field(16, ge=1, description="global batch, split over the workers")
     replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
+    borrowed: int = Field(
+        0, ge=0, description="other prompts at which a memory slot is made to speak, so that it needs no own wording"
+    )
     replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")
     penalty: Literal["none", "l2", "ewc"] = Field(
         "none", description="holds trained weights near their start: all alike, or by how much the champion needs them"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline.config import Recipe, parse_recipe
+from pipeline.model.address import head_of
 from pipeline.model.backbone import backbone_location, weights_digest
 from pipeline.model.memory_layer import MemoryState
 from pipeline.revision import revision
@@ -66,6 +67,8 @@ class Bundle:
         named |= {f"written.{name}": tensor for name, tensor in self.written.items()}
         if self.memory is not None:
             named |= {f"memory.{name}": tensor for name, tensor in self.memory.tensors().items()}
+            if self.memory.head is not None:
+                named |= {f"address.{name}": tensor for name, tensor in self.memory.head.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(named.items())}
 
     def digest(self) -> str:
@@ -96,7 +99,9 @@ class Bundle:
         if header["memory"] is not None:
             kept: dict[str, Any] = header["memory"] | _under("memory.", named)
             kept.setdefault("reach", torch.ones_like(kept["thresholds"]))  # before keys could come from a codebook
-            memory = MemoryState(**kept | {name: tuple(kept[name]) for name in ("slots", "value_layers")})
+            head = _under("address.", named)  # none where keys are means of states
+            kept |= {name: tuple(kept[name]) for name in ("slots", "value_layers")}
+            memory = MemoryState(**kept, head=head_of(head) if head else None)
         return cls(
             recipe=parse_recipe(header["recipe"], origin=str(folder / HEADER)),
             base_digest=header["base_digest"],

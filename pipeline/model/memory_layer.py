@@ -3,9 +3,10 @@
 They are read by equation 2 and written by equation 3, by the update. (Decoders built from nothing have memory layers of
 their own, which are written while the model reads: ``native_layer.py``.)
 
-A prompt addresses the slots once, with the whitened mean of its question's states at an early layer; the slots'
-values are added to the residual stream of the later layers from the last prompt token on. The null slot is inside
-the layer: a prompt that no key reaches gets *exactly* zero, so its output is bit-identical to the base model's.
+A prompt addresses the slots once, with its question's states at an early layer: token by token through a trained head
+(``address.py``), or with their whitened mean. The slots' values are added to the residual stream of the later layers
+from the last prompt token on. The null slot is inside the layer: a prompt that no key reaches gets *exactly* zero, so
+its output is bit-identical to the base model's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.address import AddressHead
 from pipeline.model.slots import slot_logits, slot_weights
+
+PER_KEY = ("keys", "key_slots", "thresholds", "reach")
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,16 @@ class MemoryState:
     temperature: float
     mean: Tensor  # (d,) mean state of replayed prompts
     whiten: Tensor  # (d, r)
-    keys: Tensor  # (K, r) unit length
+    keys: Tensor  # (K, r) unit length; under a head (K, U, r + 2), padded with zeros
     key_slots: Tensor  # (K,) the slot that each key opens
     thresholds: Tensor  # (K,) similarity below which the key yields to the null slot
     values: Tensor  # (L, S, d) zero until written
     reach: Tensor  # (K,) similarity of each key to its own phrasing: 1, unless the keys come from a codebook
     scale: float = 1.0  # lambda: what is read is scaled by it
+    head: AddressHead | None = None  # then ``whiten`` is unused and empty
 
     def tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "whiten", "keys", "key_slots", "thresholds", "values", "reach")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("mean", "whiten", "values", *PER_KEY)}
 
     def header(self) -> dict[str, object]:
         return {
@@ -61,7 +65,7 @@ class MemoryState:
         moved: dict[str, Any] = {
             name: t.to(device) if t.dtype == torch.long else t.to(device, dtype) for name, t in self.tensors().items()
         }
-        return replace(self, **moved)
+        return replace(self, **moved, head=self.head.to(device, dtype) if self.head else None)
 
     def without(self, lessons: Collection[str]) -> MemoryState | None:
         """The state without the slots of ``lessons``, or ``None`` where no slot is left."""
@@ -71,9 +75,7 @@ class MemoryState:
         number = torch.full((len(self.slots),), -1, dtype=torch.long)  # old slot -> new slot
         number[kept] = torch.arange(len(kept))
         slots = number[self.key_slots.cpu()].to(self.key_slots.device)
-        per_key = {
-            name: t[slots >= 0] for name, t in self.tensors().items() if name not in ("mean", "whiten", "values")
-        }
+        per_key = {name: getattr(self, name)[slots >= 0] for name in PER_KEY}
         per_key |= {"key_slots": slots[slots >= 0]}
         changes: dict[str, Any] = {
             "slots": tuple(self.slots[i] for i in kept),
@@ -82,13 +84,19 @@ class MemoryState:
         }
         return replace(self, **changes)
 
-    def address(self, states: Tensor) -> Tensor:
-        """Whitened unit queries: (batch, d) -> (batch, r)."""
-        return nn.functional.normalize((states - self.mean) @ self.whiten, dim=-1)
+    def address(self, hidden: Tensor, span: Tensor) -> Tensor:
+        """States of a prompt (batch, tokens, d) and its question's tokens -> queries, like ``keys``."""
+        if self.head is not None:
+            return self.head.address(hidden, span)
+        return nn.functional.normalize((span_mean(hidden, span) - self.mean) @ self.whiten, dim=-1)
+
+    def similarity(self, queries: Tensor) -> Tensor:
+        """-> (batch, K)"""
+        return queries @ self.keys.T if self.head is None else self.head.similarity(queries, self.keys)
 
     def read(self, queries: Tensor) -> Tensor:
-        """Equation 2 (``slots.py``) over the keys: (batch, r) -> slot weights (batch, S)."""
-        logits = slot_logits(queries @ self.keys.T, self.thresholds, self.temperature)  # (batch, K)
+        """Equation 2 (``slots.py``) over the keys -> slot weights (batch, S)."""
+        logits = slot_logits(self.similarity(queries), self.thresholds, self.temperature)  # (batch, K)
         top, index = logits.topk(min(self.top_k, logits.shape[1]), dim=-1)
         weights = slot_weights(top)
         slots = torch.zeros(len(queries), len(self.slots), dtype=weights.dtype, device=weights.device)
@@ -109,7 +117,7 @@ class MemoryPass:
         """Called with the key layer's output (batch, tokens, d) of the prompt."""
         if self.addressed or self.span is None:
             return
-        self.weights = self.state.read(self.state.address(span_mean(hidden, self.span)))
+        self.weights = self.state.read(self.state.address(hidden, self.span))
         self.addressed = True
 
     def write_into(self, output: Tensor, layer: int) -> Tensor:

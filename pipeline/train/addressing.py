@@ -1,8 +1,10 @@
-"""Placing the keys of memory layers: whitened question states, and thresholds against near-misses."""
+"""Placing the keys of memory layers: addresses of questions, and thresholds against near-misses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from sklearn.cluster import KMeans
@@ -10,12 +12,14 @@ from torch import Tensor, nn
 
 from pipeline.config import MemoryLayerSettings
 from pipeline.evaluate.protocol import prompt_messages
+from pipeline.model.address import AddressHead, last_tokens, load_head, shipped_head, untrained_head
 from pipeline.model.backbone import Backbone
 from pipeline.model.memory_layer import MemoryState, span_mean
 from pipeline.model.product_keys import product_key, product_topk
 
 CODEBOOK_SEED = 0
 NEAREST = 0.9  # of what a key's own phrasing reaches: a key's threshold is never above it
+UNTRAINED_RANK = 64
 
 
 class _ReachedError(Exception):
@@ -28,9 +32,28 @@ class _ReachedError(Exception):
 @torch.no_grad()
 def question_states(backbone: Backbone, questions: Sequence[str], layer: int, batch_size: int = 32) -> Tensor:
     """Mean state of each question's tokens after decoder layer ``layer``: (questions, d), float32 on the CPU."""
+    states = torch.zeros(len(questions), backbone.model.config.hidden_size)
+    for chosen, hidden, span in _key_layer_states(backbone, questions, layer, batch_size):
+        states[chosen] = span_mean(hidden, span).float().cpu()
+    return states
+
+
+@torch.no_grad()
+def question_tokens(backbone: Backbone, questions: Sequence[str], layer: int, batch_size: int = 32) -> list[Tensor]:
+    """States of each question's last tokens after decoder layer ``layer``: (tokens, d) each, float32 on the CPU."""
+    found: dict[int, Tensor] = {}
+    for chosen, hidden, span in _key_layer_states(backbone, questions, layer, batch_size):
+        states, there = last_tokens(hidden, span)
+        found |= {number: states[row][there[row]].float().cpu() for row, number in enumerate(chosen)}
+    return [found[number] for number in range(len(questions))]
+
+
+def _key_layer_states(
+    backbone: Backbone, questions: Sequence[str], layer: int, batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """(numbers of the questions, states (batch, tokens, d), the questions' tokens), shorter questions first."""
     prompts = [backbone.prompt(prompt_messages(question)) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
-    states = torch.zeros(len(prompts), backbone.model.config.hidden_size)
 
     def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         raise _ReachedError(output if isinstance(output, Tensor) else output[0])
@@ -45,10 +68,18 @@ def question_states(backbone: Backbone, questions: Sequence[str], layer: int, ba
                     input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
                 )
             except _ReachedError as reached:
-                states[chosen] = span_mean(reached.hidden, batch.span).float().cpu()
+                yield chosen, reached.hidden, batch.span
     finally:
         handle.remove()
-    return states
+
+
+def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """States of several questions, (tokens, d) or (d,) each -> (questions, tokens, d), (questions, tokens)."""
+    parts = [part[None] if part.ndim == 1 else part for part in parts]
+    span = torch.zeros(len(parts), max(map(len, parts), default=1), dtype=torch.bool)
+    for row, part in enumerate(parts):
+        span[row, : len(part)] = True
+    return nn.utils.rnn.pad_sequence(list(parts), batch_first=True), span
 
 
 def whitening(states: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
@@ -95,19 +126,52 @@ def choose_keys(queries: Tensor, misses: Tensor, settings: MemoryLayerSettings) 
 def null_thresholds(
     keys: Tensor, key_slots: Tensor, misses: Tensor, settings: MemoryLayerSettings, reach: Tensor | float = 1.0
 ) -> Tensor:
+    """:func:`thresholds_of` for keys (K, r) and near-misses (n, r) of unit length."""
+    return thresholds_of(keys @ torch.cat([misses, keys]).T, key_slots, settings, reach)
+
+
+def thresholds_of(
+    similar: Tensor, key_slots: Tensor, settings: MemoryLayerSettings, reach: Tensor | float = 1.0
+) -> Tensor:
     """How close a query must come to each key (K,) before the null slot yields.
 
-    A key's threshold is the ``null_quantile`` of its similarity to near-misses: replayed prompts (n, r) and the
-    other slots' own phrasings. It is at least ``null_floor`` and stays below what the key's own phrasing reaches, both
-    in units of that: ``reach`` (K,), 1 where the key is its phrasing's state.
+    ``similar`` (K, n + K) are similarities to near-misses: n replayed prompts, then every key's own phrasing. A key's
+    threshold is their ``null_quantile``, its own slot left out. It is at least ``null_floor`` and stays below what the
+    key's own phrasing reaches, both in units of that: ``reach`` (K,), 1 where the key is its phrasing's state.
     """
-    similar = keys @ torch.cat([misses, keys]).T  # (K, n + K)
+    count = len(similar)
     same = torch.cat(
-        [torch.zeros(len(keys), len(misses), dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1
+        [torch.zeros(count, similar.shape[1] - count, dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1
     )
-    reach = torch.as_tensor(reach).expand(len(keys))
+    reach = torch.as_tensor(reach).expand(count)
     missed = similar.masked_fill(same, -1.0).quantile(settings.null_quantile, dim=-1)
     return missed.maximum(settings.null_floor * reach).minimum(NEAREST * reach)
+
+
+def place(
+    before: MemoryState | None,
+    backbone: Backbone,
+    states: Sequence[Tensor],
+    slots: Sequence[str],
+    settings: MemoryLayerSettings,
+) -> MemoryState:
+    """``before`` with the keys of new phrasings; ``states`` are theirs, in the order of ``slots``, then the replay's.
+
+    An old bundle's keys decide what kind the new ones are, because one query is compared with all of them.
+    """
+    count = len(slots)
+    if all(state.ndim == 1 for state in states):
+        width = backbone.model.config.hidden_size
+        means = torch.stack(list(states)) if states else torch.zeros(0, width)
+        return place_keys(before, means[:count], slots, means[count:], settings)
+    head = address_head(before, backbone, states[count:], settings)
+    addresses = head.address(*padded(states))
+    return place_token_keys(before, head, addresses[:count], slots, addresses[count:], settings)
+
+
+def read_of(state: MemoryState, states: Sequence[Tensor]) -> Tensor:
+    """Slot weights (questions, S) of questions' states."""
+    return state.read(state.address(*padded(states)))
 
 
 def place_keys(
@@ -117,7 +181,7 @@ def place_keys(
     replay_states: Tensor,
     settings: MemoryLayerSettings,
 ) -> MemoryState:
-    """The champion's memory state grown by one slot per new lesson and one key per phrasing.
+    """The champion's memory state grown by one slot per new lesson and one key per phrasing; keys of mean states.
 
     A lesson that the champion already holds is corrected: its old keys and value give way to the new ones.
     The whitening is fixed by the first update, because old keys live in its space.
@@ -128,21 +192,83 @@ def place_keys(
         mean, whiten = whitening(replay_states, settings.ridge)
     else:
         mean, whiten = before.mean, before.whiten
-    new = tuple(dict.fromkeys(phrasing_slots))
-    kept = tuple(slot for slot in before.slots if slot not in set(new)) if before else ()
-    slots = kept + new
-    number = {slot: i for i, slot in enumerate(slots)}
     queries = nn.functional.normalize((phrasing_states - mean) @ whiten, dim=-1)
     misses = nn.functional.normalize((replay_states - mean) @ whiten, dim=-1)
     keys = choose_keys(queries, misses, settings)
     reach = (queries * keys).sum(-1)
+    state = _grown(before, settings, phrasing_slots, keys, reach, (mean, whiten))
+    return replace(state, thresholds=null_thresholds(state.keys, state.key_slots, misses, settings, state.reach))
+
+
+def place_token_keys(
+    before: MemoryState | None,
+    head: AddressHead,
+    addresses: Tensor,
+    phrasing_slots: Sequence[str],
+    misses: Tensor,
+    settings: MemoryLayerSettings,
+) -> MemoryState:
+    """As :func:`place_keys`, with keys of tokens: addresses (n, T, r + 2) of phrasings and of replayed prompts.
+
+    A phrasing that a key of its slot answers to already gets none of its own.
+    """
+    chosen = distinct(head, addresses, phrasing_slots)
+    keys, slots = addresses[chosen], [phrasing_slots[number] for number in chosen]
+    space = (head.mean.clone(), torch.zeros(0))  # a file may not hold one tensor twice
+    state = _grown(before, settings, slots, keys, torch.ones(len(keys)), space)
+    near = torch.cat([head.similarity(misses, state.keys), head.similarity(state.keys, state.keys)])
+    return replace(state, head=head, thresholds=thresholds_of(near.T, state.key_slots, settings, state.reach))
+
+
+def distinct(head: AddressHead, addresses: Tensor, slots: Sequence[str]) -> list[int]:
+    """Numbers of the phrasings that become keys: of each slot the first, and those that no earlier one is close to."""
+    kept: dict[str, list[int]] = {}
+    for number, slot in enumerate(slots):
+        known = kept.setdefault(slot, [])
+        if not known or float(head.similarity(addresses[[number]], addresses[known]).max()) < NEAREST:
+            known.append(number)
+    return sorted(number for known in kept.values() for number in known)
+
+
+def address_head(
+    before: MemoryState | None, backbone: Backbone, states: Sequence[Tensor], settings: MemoryLayerSettings
+) -> AddressHead:
+    """The champion's, else the recipe's, else the one shipped for this backbone, else whitened states (tokens, d)."""
+    if before is not None and before.head is not None:
+        return before.head
+    if settings.head is not None:
+        return load_head(Path(settings.head), backbone.digest, settings.key_layer)
+    shipped = shipped_head(backbone.digest, settings.key_layer)
+    if shipped is not None:
+        return shipped
+    everything = torch.cat(list(states)) if states else torch.zeros(0, backbone.model.config.hidden_size)
+    if len(everything) < 2:
+        raise ValueError("the first update of memory layers needs replayed prompts to whiten their keys with")
+    mean, whiten = whitening(everything, settings.ridge)
+    return untrained_head(everything, whiten, mean, UNTRAINED_RANK)
+
+
+def _grown(
+    before: MemoryState | None,
+    settings: MemoryLayerSettings,
+    phrasing_slots: Sequence[str],
+    keys: Tensor,
+    reach: Tensor,
+    space: tuple[Tensor, Tensor],
+) -> MemoryState:
+    """Old slots that stay, then the new ones; thresholds are left to the caller."""
+    new = tuple(dict.fromkeys(phrasing_slots))
+    kept = tuple(slot for slot in before.slots if slot not in set(new)) if before else ()
+    slots = kept + new
+    number = {slot: i for i, slot in enumerate(slots)}
     key_slots = torch.tensor([number[slot] for slot in phrasing_slots])
-    values = torch.zeros(len(settings.value_layers), len(slots), phrasing_states.shape[1])
+    mean, whiten = space
+    values = torch.zeros(len(settings.value_layers), len(slots), len(mean))
     if before is not None and kept:
         stays = torch.tensor(
             [before.slots[i] in number and before.slots[i] not in new for i in before.key_slots.tolist()]
         )
-        keys = torch.cat([before.keys[stays], keys])
+        keys = torch.cat(_as_wide(before.keys[stays], keys))
         reach = torch.cat([before.reach[stays], reach])
         old = torch.tensor([number[before.slots[i]] for i in before.key_slots[stays].tolist()], dtype=torch.long)
         key_slots = torch.cat([old, key_slots])
@@ -157,8 +283,16 @@ def place_keys(
         whiten=whiten,
         keys=keys,
         key_slots=key_slots,
-        thresholds=null_thresholds(keys, key_slots, misses, settings, reach),
+        thresholds=torch.ones(len(keys)),
         values=values,
         scale=settings.scale,
         reach=reach,
     )
+
+
+def _as_wide(old: Tensor, new: Tensor) -> list[Tensor]:
+    """Keys of tokens (K, U, r + 2), padded to the same U; keys of means as they are."""
+    if old.ndim < 3:
+        return [old, new]
+    width = max(old.shape[1], new.shape[1])
+    return [nn.functional.pad(keys, (0, 0, 0, width - keys.shape[1])) for keys in (old, new)]

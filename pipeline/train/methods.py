@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainSettings
+from pipeline.config import MemoryLayerSettings, TrainSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.backbone import Backbone, Prompt
 from pipeline.model.bundle import Bundle, whole
 from pipeline.model.memory_layer import MemoryPass, MemoryState
-from pipeline.train.addressing import place_keys, question_states
+from pipeline.train.addressing import place, question_states, question_tokens, read_of
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.learner import Learner, Method, Share
 from pipeline.train.lora import adapter_state, export, merged, with_adapter
@@ -39,6 +40,7 @@ from pipeline.train.sequences import (
 )
 from pipeline.train.text import TextMethod
 
+LEAST_SPOKEN = 0.6  # of a slot's weight at a borrowed prompt: a paraphrase comes less close than the lesson itself
 REPLAY_TOKENS = 8  # of the champion's own answer, along which a replayed prompt is held
 
 
@@ -140,15 +142,12 @@ class MemoryMethod(LessonMethod):
 
     def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
         self.answerer = answerer
-        backbone, layer = answerer.backbone, settings.memory.key_layer
-        questions = [item.question for item in data.items] + list(data.replay)
-        states = torch.stack(share(lambda part: list(question_states(backbone, part, layer)), questions))
-        count = len(data.items)
-        slots = [item.lesson_id for item in data.items]
-        before = answerer.bundle.memory
-        self.state = place_keys(before, states[:count], slots, states[count:], settings.memory)
-        weights = self.state.read(self.state.address(states))  # (items + replay, S)
-        read_before = before.read(before.address(states)) if before else None
+        backbone, before = answerer.backbone, answerer.bundle.memory
+        count, slots = len(data.items), [item.lesson_id for item in data.items]
+        states = self._states(data, settings.memory, share)
+        self.state = place(before, backbone, states, slots, settings.memory)
+        weights = read_of(self.state, states)  # (items + replay, S)
+        read_before = read_of(before, states) if before else None
         sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
         self.tasks = [LessonTask(s, False, i) for i, s in enumerate(sequences)]
         # Replayed prompts that fall to the null slot, now as before, cannot move: there is nothing to hold.
@@ -156,6 +155,12 @@ class MemoryMethod(LessonMethod):
         active = [i for i in range(len(data.replay)) if settings.replay_ratio > 0 and bool(moves[count + i])]
         held = replay_sequences(answerer, [data.replay[i] for i in active], share)
         self.replay_tasks = [LessonTask(s, True, count + i) for i, s in zip(active, held, strict=True)]
+        borrowed = borrow(data, settings)
+        rows = [weights[i] * portion for i, _, portion in borrowed]
+        for place_of, (i, question, _) in enumerate(borrowed, len(weights)):
+            sequence = lesson_sequence(backbone, question, data.items[i].answer)
+            self.tasks.append(LessonTask(sequence, False, place_of))
+        weights = torch.cat([weights, *(row[None] for row in rows)])
         placed = self.state.to(backbone.device, next(backbone.model.parameters()).dtype)
         weights = weights.to(backbone.device, placed.values.dtype)
         if read_before is not None:
@@ -164,10 +169,35 @@ class MemoryMethod(LessonMethod):
         prompts = [task.sequence.prompt for task in (*self.tasks, *self.replay_tasks)]
         self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion, prompts)
 
+    def _states(self, data: TrainingSet, settings: MemoryLayerSettings, share: Share) -> list[Tensor]:
+        """Of lessons' phrasings and replayed prompts: tokens' states, or their mean, as the keys want them."""
+        before, backbone = self.answerer.bundle.memory, self.answerer.backbone
+        tokens = before.head is not None if before else settings.keys == "tokens"
+        layer = before.key_layer if before else settings.key_layer
+        read = question_tokens if tokens else question_states
+        questions = [item.question for item in data.items] + list(data.replay)
+        return share(lambda part: list(read(backbone, part, layer)), questions)
+
     def result(self) -> Bundle:
         assert isinstance(self.learner, MemoryLearner)
         memory = replace(self.state, values=self.learner.values().detach().float().cpu())
         return replace(self.answerer.bundle, memory=memory)
+
+
+def borrow(data: TrainingSet, settings: TrainSettings) -> list[tuple[int, str, float]]:
+    """(number of a lesson's first item, somebody else's question, share of the slot's weight) drawn from the seed.
+
+    What a slot learned there it says whatever the wording was: the address decides alone whether it applies.
+    """
+    first = {item.lesson_id: number for number, item in reversed(list(enumerate(data.items)))}
+    draw, pool = random.Random(settings.seed), [*data.replay, *(data.items[i].question for i in first.values())]
+    if not pool:
+        return []
+    return [
+        (number, draw.choice(pool), draw.uniform(LEAST_SPOKEN, 1))
+        for number in first.values()
+        for _ in range(settings.borrowed)
+    ]
 
 
 class DenseLearner(LessonLearner):

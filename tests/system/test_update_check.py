@@ -50,12 +50,12 @@ def test_one_cycle_on_a_file_is_measured(home_root: Path, files: Path, capsys: p
 def test_figures_on_hand_worked_answers() -> None:
     """A neighbour that the file corrects itself is judged by its correction; one letter more is not identical."""
     taught = (
-        LessonLine(question="a?", answer="A", paraphrases=("a, then?", "so a?"), neighbours=("b?", "c?")),
-        LessonLine(question="b?", answer="B"),
+        LessonLine(question="a?", answer="Ada", paraphrases=("a, then?", "so a?"), neighbours=("b?", "c?")),
+        LessonLine(question="b?", answer="Bo"),
     )
     exam = Exam(taught, (ProbeLine(question="p?"), ProbeLine(question="q?")))
     before = {"a?": "-", "a, then?": "-", "so a?": "-", "b?": "-", "c?": "old", "p?": "one", "q?": "two"}
-    after = before | {"a?": "A.", "so a?": "A", "b?": "B", "p?": "one."}
+    after = before | {"a?": "Ada.", "so a?": "ada", "b?": "Bo", "p?": "one."}
     figures = figures_of(exam, Checked(before, (True, True, False)), Checked(after, (True, False, True)))
     shares = {name: figure.value for name, figure in figures["challenger"].items()}
     assert shares == {"learned": 1.0, "paraphrase": 0.5, "neighbour": 1.0, "unrelated": 0.5, "retention_kept": 0.5}

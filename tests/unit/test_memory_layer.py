@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -14,8 +15,16 @@ from pipeline.config import MemoryLayerSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
-from pipeline.model.memory_layer import MemoryPass, MemoryState, attached, span_mean
-from pipeline.train.addressing import null_thresholds, place_keys, question_states, whitening
+from pipeline.model.memory_layer import MemoryPass, MemoryState, attached
+from pipeline.train.addressing import (
+    null_thresholds,
+    place,
+    place_keys,
+    question_states,
+    question_tokens,
+    read_of,
+    whitening,
+)
 from pipeline.train.sequences import PrefixCache, Targets, lesson_sequence, logits_after_prefix, logits_of_whole
 from tests.tiny import LESSONS, REPLAY, tiny_recipe
 
@@ -34,12 +43,19 @@ def layers(answerer: Answerer) -> MemoryLayerSettings:
     return answerer.bundle.recipe.train.memory
 
 
-@pytest.fixture(scope="module")
-def state(answerer: Answerer, layers: MemoryLayerSettings) -> MemoryState:
+@pytest.fixture(scope="module", params=["states", "tokens"])
+def state(answerer: Answerer, layers: MemoryLayerSettings, request: pytest.FixtureRequest) -> MemoryState:
     """One slot a lesson, values not written yet."""
-    found = question_states(answerer.backbone, [*QUESTIONS, *REPLAY], layers.key_layer)
+    settings = layers.model_copy(update={"keys": request.param})
+    read = question_tokens if request.param == "tokens" else question_states
+    found = list(read(answerer.backbone, [*QUESTIONS, *REPLAY], settings.key_layer))
     slots = [f"les_{number}" for number in range(len(QUESTIONS))]
-    return place_keys(None, found[: len(slots)], slots, found[len(slots) :], layers)
+    return place(None, answerer.backbone, found, slots, settings)
+
+
+def weights_of(answerer: Answerer, state: MemoryState, questions: Sequence[str]) -> Tensor:
+    read = question_tokens if state.head else question_states
+    return read_of(state, list(read(answerer.backbone, questions, state.key_layer)))
 
 
 def written(state: MemoryState) -> MemoryState:
@@ -100,8 +116,7 @@ def test_a_key_at_or_below_its_threshold_weighs_exactly_nothing(seed: int, margi
 
 
 def test_the_right_slot_speaks_for_its_own_question(state: MemoryState, answerer: Answerer) -> None:
-    states = question_states(answerer.backbone, [*QUESTIONS, *REPLAY], state.key_layer)
-    weights = state.read(state.address(states))
+    weights = weights_of(answerer, state, [*QUESTIONS, *REPLAY])
     assert weights[: len(QUESTIONS)].argmax(-1).tolist() == list(range(len(QUESTIONS)))
     assert weights[len(QUESTIONS) :].count_nonzero() == 0
 
@@ -157,7 +172,7 @@ def test_the_cached_prefix_gives_the_whole_sequence_s_logits(answerer: Answerer,
     """What training computes is what serving computes: prefix once, then the last prompt token and the answer."""
     backbone, memory = answerer.backbone, written(state)
     sequences = [lesson_sequence(backbone, question, "ab" * n) for n, question in enumerate(QUESTIONS, 1)]
-    weights = memory.read(memory.address(question_states(backbone, QUESTIONS, memory.key_layer)))
+    weights = weights_of(answerer, memory, QUESTIONS)
     fixed = MemoryPass(memory, memory.values, weights=weights, addressed=True)
     with torch.no_grad():
         short, targets = logits_after_prefix(backbone, PrefixCache(backbone), sequences, fixed)
@@ -177,7 +192,7 @@ def whole_logits(answerer: Answerer, state: MemoryState, sequences: list, target
     for sequence in sequences:
         length = len(sequence.prompt.ids)
         ids = torch.tensor([[*sequence.prompt.ids, *sequence.target[:-1]]])
-        weights = state.read(state.address(question_states_of(answerer, sequence.prompt)))
+        weights = state.read(state.address(*key_layer_states(answerer, sequence.prompt)))
         handles = [
             answerer.backbone.layers[layer].mlp.register_forward_hook(adding(weights @ state.values[n], length - 1))
             for n, layer in enumerate(state.value_layers)
@@ -189,9 +204,9 @@ def whole_logits(answerer: Answerer, state: MemoryState, sequences: list, target
     return torch.stack(rows)
 
 
-def question_states_of(answerer: Answerer, prompt) -> Tensor:  # type: ignore[no-untyped-def]
+def key_layer_states(answerer: Answerer, prompt) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
     output = answerer.backbone.model(input_ids=torch.tensor([prompt.ids]), output_hidden_states=True)
-    return span_mean(output.hidden_states[1], torch.tensor([prompt.span]))  # after decoder layer 0
+    return output.hidden_states[1], torch.tensor([prompt.span])  # after decoder layer 0
 
 
 def adding(read: Tensor, first: int):  # type: ignore[no-untyped-def]
@@ -204,7 +219,7 @@ def adding(read: Tensor, first: int):  # type: ignore[no-untyped-def]
 def test_generation_reads_what_training_reads(answerer: Answerer, state: MemoryState) -> None:
     memory = written(state)
     served = with_memory(answerer, memory)
-    weights = memory.read(memory.address(question_states(answerer.backbone, QUESTIONS, memory.key_layer)))
+    weights = weights_of(answerer, memory, QUESTIONS)
     fixed = MemoryPass(memory, memory.values, weights=weights, addressed=True)
     sequences = [lesson_sequence(answerer.backbone, question, "") for question in QUESTIONS]
     with torch.no_grad():
@@ -243,8 +258,9 @@ def test_a_threshold_lies_above_its_near_misses_and_below_its_own_question() -> 
 
 def grown(answerer: Answerer, before: MemoryState, questions: dict[str, str]) -> MemoryState:
     layers = answerer.bundle.recipe.train.memory
-    found = question_states(answerer.backbone, [*questions.values(), *REPLAY], layers.key_layer)
-    return place_keys(before, found[: len(questions)], list(questions), found[len(questions) :], layers)
+    read = question_tokens if before.head else question_states
+    found = list(read(answerer.backbone, [*questions.values(), *REPLAY], layers.key_layer))
+    return place(before, answerer.backbone, found, list(questions), layers)
 
 
 def test_old_slots_keep_their_keys_and_values(answerer: Answerer, state: MemoryState) -> None:
@@ -281,7 +297,7 @@ def test_keys_from_a_codebook_answer_to_their_own_question(kind: str) -> None:
     layers = MemoryLayerSettings(keys=kind, codes=40, null_quantile=0.5, null_floor=0.0)  # type: ignore[arg-type]
     slots = [f"les_{number}" for number in range(6)]
     state = place_keys(None, states, slots, replay, layers)
-    queries = state.address(states)
+    queries = state.address(states[:, None], torch.ones(6, 1, dtype=torch.bool))
     assert not torch.allclose(state.keys, queries, atol=0.1)
     torch.testing.assert_close((queries * state.keys).sum(-1), state.reach)
     assert bool((state.thresholds <= 0.9 * state.reach + 1e-6).all())
@@ -297,7 +313,7 @@ def test_lambda_scales_what_is_read(answerer: Answerer, state: MemoryState) -> N
     full = written(state)
     half = replace(full, values=full.values * 2, scale=0.5)
     output = torch.randn(4, 3, WIDTH, generator=torch.Generator().manual_seed(0))
-    weights = state.read(state.address(question_states(answerer.backbone, QUESTIONS, state.key_layer)))
+    weights = weights_of(answerer, state, QUESTIONS)
     read = [
         MemoryPass(s, s.values, weights=weights, addressed=True).write_into(output, layer=0)
         for s in (full, half, replace(full, scale=0.5))
