@@ -10,7 +10,7 @@ from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import submitter_home
 
 
-def train_address(lessons: Path, out: Path, *, pairs: int, seed: int, recipe: Path | None) -> None:
+def train_address(lessons: Path, out: Path, *, pairs: int, steps: int, seed: int, recipe: Path | None) -> None:
     """Train on the recipe's backbone and key layer, with the shipped natural lines beside the user's."""
     lines = read_lines(lessons, LessonLine)
     with entry.console.status("loading the backbone"):
@@ -26,11 +26,11 @@ def train_address(lessons: Path, out: Path, *, pairs: int, seed: int, recipe: Pa
         raise entry.UserError(f"{lessons}: no lesson has a paraphrase, and a head learns from nothing else")
     layer = settings.train.memory.key_layer
     with entry.bar() as progress:
-        task = progress.add_task("reading the questions' states", total=None)
+        task = progress.add_task("reading the questions' states", total=steps)
 
         def tell(step: int, steps: int, loss: float) -> None:
             progress.update(task, total=steps, completed=step, description=f"training the address (loss {loss:.2f})")
 
-        head = fit_address(backbone, material, layer, seed, told=tell)
+        head = fit_address(backbone, material, layer, seed, steps=steps, told=tell)
     save_head(head, out, backbone.digest, layer)
     entry.console.print(f"{out}: name it as train.memory.head, with train.memory.keys: tokens", highlight=False)

@@ -44,6 +44,7 @@ def command(
         bool,
         typer.Option("--address", help="not the router: the head that addresses memory slots", rich_help_panel=ROUTER),
     ] = False,
+    steps: Annotated[int, typer.Option(min=1, help="of --address; each takes 32 facts", rich_help_panel=ROUTER)] = 800,
     register: Annotated[
         bool,
         typer.Option("--register", help="the champion with this router as a new version", rich_help_panel=ROUTER),
@@ -93,7 +94,7 @@ def command(
         return
     assert lessons is not None
     if address:
-        train_address(lessons, out, pairs=pairs, seed=seed or 0, recipe=recipe)
+        train_address(lessons, out, pairs=pairs, steps=steps, seed=seed or 0, recipe=recipe)
         return
     asked = RouterTraining(
         lessons, out, register, questions, start_from, check, epochs or 1, pairs, lesson_pairs, style, seed or 0, recipe

@@ -22,7 +22,6 @@ from pipeline.train.addressing import padded, question_tokens, whitening
 
 RANK = 96
 BATCH = 32  # lessons in a step: half of them from the user's lines, half natural ones; and as many generated pairs
-STEPS = 400
 WHITENED_ON = 3_000  # questions
 RIDGE = 0.1
 RATE = 1e-2
@@ -93,7 +92,7 @@ def fit_address(
     layer: int,
     seed: int = 0,
     *,
-    steps: int = STEPS,
+    steps: int,
     told: Told | None = None,
 ) -> AddressHead:
     """A head for states of decoder layer ``layer``; deterministic for one machine and number of threads."""
@@ -107,7 +106,7 @@ def train_head(
     material: AddressMaterial,
     seed: int = 0,
     *,
-    steps: int = STEPS,
+    steps: int,
     told: Told | None = None,
 ) -> AddressHead:
     """``states``: (tokens, d) of every text of the material."""

@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.data.lines import LessonLine
+from jobs import pretrain
+from pipeline.data.lines import LessonLine, write_lines
 from pipeline.model.address import AddressHead, load_head, save_head
+from pipeline.model.answerer import Answerer
+from pipeline.model.bundle import Bundle
 from pipeline.train.address_fit import AddressMaterial, Group, train_head
-from pipeline.train.addressing import padded
+from pipeline.train.addressing import padded, place, question_tokens, read_of
+from tests.tiny import REPLAY, tiny_recipe
 
 WIDTH, FILLERS = 24, 12
 FACTS = [(subject, relation) for subject in range(60) for relation in range(2)]
@@ -93,3 +97,29 @@ def test_a_head_is_saved_with_the_weights_that_it_belongs_to(tmp_path: Path) -> 
     for digest, layer in (("abd", 6), ("abc", 4)):
         with pytest.raises(ValueError, match=r"train\.memory\.head"):
             load_head(tmp_path / "head.safetensors", digest, layer)
+
+
+def test_a_head_of_one_s_own_is_trained_and_addresses_the_slots(home_root: Path, tmp_path: Path) -> None:
+    """``agm pretrain --address``, on the tiny model: what it writes is what ``train.memory.head`` takes."""
+    torch.set_num_threads(1)
+    assert not home_root.exists()
+    recipe = tiny_recipe(tmp_path / "model")
+    recipe.write(tmp_path / "tiny.yaml")
+    lines = [
+        LessonLine(question=f"Who owns shop {n}?", answer=str(n), paraphrases=(f"The owner of shop {n} is",))
+        for n in range(20)
+    ]
+    write_lines(tmp_path / "lessons.jsonl", lines)
+    out = tmp_path / "head.safetensors"
+    pretrain.main([
+        "--lessons", str(tmp_path / "lessons.jsonl"), "--address", "--pairs", "100", "--steps", "3",
+        "--out", str(out), "--recipe", str(tmp_path / "tiny.yaml"),
+    ])  # fmt: skip
+    settings = recipe.with_changes({"train.memory.keys": "tokens", "train.memory.head": str(out)}).train.memory
+    backbone = Answerer.load(Bundle.initial(recipe)).backbone
+    questions = [line.question for line in lines[:4]]
+    state = place(None, backbone, question_tokens(backbone, [*questions, *REPLAY], 0), list("abcd"), settings)
+    assert state.head is not None
+    assert torch.equal(state.head.project, load_head(out, backbone.digest, 0).project)
+    weights = read_of(state, question_tokens(backbone, questions, 0))
+    assert weights.argmax(-1).tolist() == [0, 1, 2, 3]
