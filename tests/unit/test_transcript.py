@@ -207,7 +207,7 @@ def test_the_page_is_one_safe_file(transcript: Path, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5  # four plots, and one correction's way
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", "")
