@@ -18,7 +18,10 @@ BLOCK = 64  # tokens by which a row's capacity grows
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's view: a forward pass writes at (row, position) and reads the first ``length`` positions."""
+    """One layer's view: a forward pass writes at (row, position) and reads the first ``length`` positions.
+
+    ``update`` is what transformers calls; ``write`` takes what a projection gives, tokens before heads.
+    """
 
     def __init__(self, owner: KeyValueRows, index: int) -> None:
         super().__init__()
@@ -27,10 +30,14 @@ class RowLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """(n, heads, tokens, d) in; the rows' whole (n, heads, length, d) out."""
+        return self.write(key_states.transpose(1, 2), value_states.transpose(1, 2))
+
+    def write(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, tokens, heads, d) in; the rows' whole (n, heads, length, d) out."""
         owner = self._owner
         keys, values = owner.store[self._index]
-        keys[owner.rows, :, owner.positions] = key_states.transpose(1, 2)
-        values[owner.rows, :, owner.positions] = value_states.transpose(1, 2)
+        keys[owner.rows, :, owner.positions] = key_states
+        values[owner.rows, :, owner.positions] = value_states
         window = (slice(owner.first, owner.last), slice(None), slice(owner.length))
         return keys[window], values[window]
 
@@ -63,7 +70,8 @@ class KeyValueRows(Cache):
         self.store = self._new(0, 0)
         self.first = self.last = self.length = 0
         self.rows = self.positions = torch.zeros(0, 0, dtype=torch.long)
-        super().__init__(layers=[RowLayer(self, index) for index in range(text.num_hidden_layers)])
+        self.row_layers = [RowLayer(self, index) for index in range(text.num_hidden_layers)]
+        super().__init__(layers=list(self.row_layers))
 
     def _new(self, rows: int, capacity: int) -> Tensor:
         """(layers, 2, rows, heads, capacity + 1, d)."""
