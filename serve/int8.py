@@ -1,6 +1,6 @@
 """Linear layers with int8 weights, for CPUs: one scale per output channel, one per token of the input.
 
-Integer products add up exactly, so a token's result does not depend on what else is in the batch.
+Integer products add up exactly, so a token's result does not depend on its company in the batch.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import torch
 from torch import Tensor, nn
 
 LARGEST = 127
-ZERO = 128  # of the input, which oneDNN's kernels take unsigned
-ROUNDED = torch.tensor(ZERO + 0.5)  # conversion to an integer cuts
-VNNI = torch.cpu._is_vnni_supported()
+ZERO = 128  # oneDNN takes the input unsigned
+SIGN = torch.tensor(ZERO, dtype=torch.uint8)
+HALF_UP = torch.tensor(ZERO + 0.5)  # conversion to an integer cuts
+BYTE_PRODUCTS = torch.cpu._is_vnni_supported()
 
 
 class Int8Linear(nn.Module):
     """``y = (q(x) W8^T) s_x s_w + b`` with q(x) = round(x / s_x), s_x = max|x| / 127 per token.
 
     The scheme is LLM.int8()'s vector-wise quantisation without its outlier part (Dettmers et al. 2022). Where the CPU
-    multiplies bytes (VNNI), oneDNN runs it on weights in its own order, else PyTorch's plain integer product.
+    multiplies bytes (VNNI), oneDNN runs it on weights in its own order; for one token alone, and elsewhere, PyTorch's
+    plain integer product is faster. Both get the same integers.
     """
 
     weight: Tensor  # (out, in) int8
-    scale: Tensor  # (out,)
+    scale: Tensor  # (out,), over 127: what an integer product of largest inputs stands for
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -37,7 +39,7 @@ class Int8Linear(nn.Module):
     def of(cls, linear: nn.Linear) -> Int8Linear:
         full = linear.weight.detach().float()
         scale = full.abs().amax(1).clamp(min=1e-12) / LARGEST
-        return cls((full / scale[:, None]).round_().to(torch.int8), scale, linear.bias)
+        return cls((full / scale[:, None]).round_().to(torch.int8), scale / LARGEST, linear.bias)
 
     @classmethod
     def joined(cls, parts: Sequence[Int8Linear]) -> Int8Linear:
@@ -49,31 +51,39 @@ class Int8Linear(nn.Module):
         return cls(weight, torch.cat([part.scale for part in parts]), torch.cat(biases) if biases else None)
 
     @cached_property
-    def _packed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights in oneDNN's order, their scales (with the input's 1 / 127) and zero points; made on first use."""
+    def _transposed(self) -> Tensor:
+        return self.weight.t()
+
+    @cached_property
+    def _packed(self) -> tuple[Tensor, Tensor]:
+        """Weights in oneDNN's order and their zero points; made on first use."""
         packed: Tensor = torch.ops.onednn.qlinear_prepack(self.weight, None)
-        return packed, self.scale / LARGEST, torch.zeros(len(self.scale), dtype=torch.long)
+        return packed, torch.zeros(len(self.scale), dtype=torch.long)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float()
-        size = flat.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
-        product = self._bytes(flat, size) if VNNI else self._plain(flat, size)
-        result = product.mul_(size).to(x.dtype)
+        size = largest(flat)
+        result = self.product(flat, size).mul_(size).to(x.dtype)
         if self.bias is not None:
             result = result + self.bias
         return result.view(*x.shape[:-1], -1)
 
-    def _bytes(self, x: Tensor, size: Tensor) -> Tensor:
-        packed, scale, zeros = self._packed
-        unsigned = torch.addcmul(ROUNDED, x, LARGEST / size).to(torch.uint8)
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            unsigned, 1.0, ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    def product(self, x: Tensor, size: Tensor) -> Tensor:
+        """(n, in) float32 and its :func:`largest` -> (n, out) float32, which is the output over ``size``, no bias."""
+        unsigned = torch.addcmul(HALF_UP, x, size.reciprocal(), value=LARGEST).to(torch.uint8)
+        if len(x) == 1 or not BYTE_PRODUCTS:
+            signed = unsigned.bitwise_xor_(SIGN).view(torch.int8)  # minus ZERO
+            return torch._int_mm(signed, self._transposed) * self.scale
+        packed, zeros = self._packed
+        found: Tensor = torch.ops.onednn.qlinear_pointwise(
+            unsigned, 1.0, ZERO, packed, self.scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        return product
+        return found
 
-    def _plain(self, x: Tensor, size: Tensor) -> Tensor:
-        signed = (x * (LARGEST / size)).round_().to(torch.int8)
-        return torch._int_mm(signed, self.weight.t()) * (self.scale / LARGEST)
+
+def largest(x: Tensor) -> Tensor:
+    """max|x| of each token: (n, in) -> (n, 1). A token of zeros gets zeros, whatever its integers are."""
+    return x.abs().amax(-1, keepdim=True)
 
 
 def quantise(model: nn.Module) -> None:

@@ -30,16 +30,15 @@ class RowLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """(n, heads, tokens, d) in; the rows' whole (n, heads, length, d) out."""
-        return self.write(key_states.transpose(1, 2), value_states.transpose(1, 2))
+        return self.write(torch.cat([key_states, value_states], 1).transpose(1, 2))
 
-    def write(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, tokens, heads, d) in; the rows' whole (n, heads, length, d) out."""
+    def write(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, then values, (n, tokens, 2 heads, d) in; the rows' whole (n, heads, length, d) out, twice."""
         owner = self._owner
-        keys, values = owner.store[self._index]
-        keys[owner.rows, :, owner.positions] = key_states
-        values[owner.rows, :, owner.positions] = value_states
-        window = (slice(owner.first, owner.last), slice(None), slice(owner.length))
-        return keys[window], values[window]
+        store = owner.store[self._index]  # (2, rows, heads, capacity + 1, d)
+        store[:, owner.rows, :, owner.positions] = states.unflatten(2, (2, -1))
+        keys, values = store[:, owner.first : owner.last, :, : owner.length]
+        return keys, values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing is lazy here: the owner allocates."""

@@ -130,9 +130,11 @@ def test_int8_in_the_llama_pass_gives_the_tokens_of_its_modules(
     assert fast == written(rounded, QUESTIONS, 16, TransformersForward, monkeypatch)
 
 
-def test_int8_products_are_the_same_with_and_without_the_cpus_byte_instructions() -> None:
+def test_a_token_in_int8_gets_the_same_alone_and_in_company() -> None:
     torch.manual_seed(0)
     rounded = Int8Linear.of(torch.nn.Linear(96, 64))
     x = torch.randn(5, 96)
-    size = x.abs().amax(-1, keepdim=True)
-    assert torch.allclose(rounded._bytes(x, size), rounded._plain(x, size), rtol=1e-4, atol=1e-5)
+    x[3] = 0
+    together = rounded(x)
+    assert torch.allclose(together, torch.cat([rounded(row[None]) for row in x]), rtol=1e-5, atol=1e-6)
+    assert torch.equal(together[3], rounded.bias)
