@@ -11,6 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from serve.int4 import Int4Weight, few
+
 LARGEST = 127
 ZERO = 128  # oneDNN takes the input unsigned
 SIGN = torch.tensor(ZERO, dtype=torch.uint8)
@@ -23,32 +25,41 @@ class Int8Linear(nn.Module):
 
     The scheme is LLM.int8()'s vector-wise quantisation without its outlier part (Dettmers et al. 2022). Where the CPU
     multiplies bytes (VNNI), oneDNN runs it on weights in its own order; for one token alone, and elsewhere, PyTorch's
-    plain integer product is faster. Both get the same integers.
+    plain integer product is faster. Both get the same integers. A few tokens use four bits where the weights have no
+    more (:mod:`serve.int4`).
     """
 
     weight: Tensor  # (out, in) int8
     scale: Tensor  # (out,), over 127: what an integer product of largest inputs stands for
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None = None, int4: Int4Weight | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.bias = bias
+        self.int4 = int4
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Int8Linear:
         full = linear.weight.detach().float()
         scale = full.abs().amax(1).clamp(min=1e-12) / LARGEST
-        return cls((full / scale[:, None]).round_().to(torch.int8), scale / LARGEST, linear.bias)
+        weight = (full / scale[:, None]).round_().to(torch.int8)
+        return cls(weight, scale / LARGEST, linear.bias, Int4Weight.of(full))
 
     @classmethod
     def joined(cls, parts: Sequence[Int8Linear]) -> Int8Linear:
-        """The outputs of ``parts`` in a row; their weights become views of the new one's."""
+        """The outputs of ``parts`` in a row; their weights become views of the new one's, which takes their int4."""
         weight = torch.cat([part.weight for part in parts])
         biases = [part.bias for part in parts if part.bias is not None]
         for part, rows in zip(parts, weight.split([len(part.scale) for part in parts]), strict=True):
             part.weight = rows
-        return cls(weight, torch.cat([part.scale for part in parts]), torch.cat(biases) if biases else None)
+        found = [part.int4 for part in parts if part.int4 is not None]
+        int4 = Int4Weight.joined(found) if len(found) == len(parts) else None
+        for part in parts:
+            part.int4 = None
+        return cls(weight, torch.cat([part.scale for part in parts]), torch.cat(biases) if biases else None, int4)
 
     @cached_property
     def _transposed(self) -> Tensor:
@@ -61,6 +72,9 @@ class Int8Linear(nn.Module):
         return packed, torch.zeros(len(self.scale), dtype=torch.long)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.int4 is not None and few(x):
+            output = self.int4(x).to(x.dtype)
+            return output if self.bias is None else output + self.bias
         flat = x.reshape(-1, x.shape[-1]).float()
         size = largest(flat)
         result = self.product(flat, size).mul_(size).to(x.dtype)

@@ -18,6 +18,7 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 from pipeline.model.memory_layer import MemoryPass
+from serve.int4 import few
 from serve.int8 import Int8Linear, largest
 from serve.kv_cache import KeyValueRows
 
@@ -173,7 +174,12 @@ class Int8Projection:
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear.forward(x)
 
+    def _in_four_bits(self, x: Tensor) -> bool:
+        return self._linear.int4 is not None and few(x)
+
     def of_normed(self, x: Tensor, norm: Any) -> Tensor:
+        if self._in_four_bits(x):
+            return self._linear.forward(_normed(x, norm))
         flat = x.reshape(-1, x.shape[-1]).float()
         weighted = flat * norm.weight
         size = largest(weighted)
@@ -185,6 +191,8 @@ class Int8Projection:
         return result.to(x.dtype).view(*x.shape[:-1], -1)
 
     def added(self, residual: Tensor, x: Tensor) -> Tensor:
+        if self._in_four_bits(x):
+            return self._linear.forward(x).add_(residual)
         flat = x.view(-1, x.shape[-1]).float()
         size = largest(flat)
         product = self._linear.product(flat, size)
