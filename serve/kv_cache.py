@@ -18,7 +18,10 @@ BLOCK = 64  # tokens by which a row's capacity grows
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer's view: a forward pass writes at (row, position) and reads the first ``length`` positions."""
+    """One layer's view: a forward pass writes at (row, position) and reads the first ``length`` positions.
+
+    ``update`` is what transformers calls; ``write`` takes what a projection gives, tokens before heads.
+    """
 
     def __init__(self, owner: KeyValueRows, index: int) -> None:
         super().__init__()
@@ -27,12 +30,15 @@ class RowLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """(n, heads, tokens, d) in; the rows' whole (n, heads, length, d) out."""
+        return self.write(torch.cat([key_states, value_states], 1).transpose(1, 2))
+
+    def write(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, then values, (n, tokens, 2 heads, d) in; the rows' whole (n, heads, length, d) out, twice."""
         owner = self._owner
-        keys, values = owner.store[self._index]
-        keys[owner.rows, :, owner.positions] = key_states.transpose(1, 2)
-        values[owner.rows, :, owner.positions] = value_states.transpose(1, 2)
-        window = (slice(owner.first, owner.last), slice(None), slice(owner.length))
-        return keys[window], values[window]
+        store = owner.store[self._index]  # (2, rows, heads, capacity + 1, d)
+        store[:, owner.rows, :, owner.positions] = states.unflatten(2, (2, -1))
+        keys, values = store[:, owner.first : owner.last, :, : owner.length]
+        return keys, values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing is lazy here: the owner allocates."""
@@ -63,7 +69,8 @@ class KeyValueRows(Cache):
         self.store = self._new(0, 0)
         self.first = self.last = self.length = 0
         self.rows = self.positions = torch.zeros(0, 0, dtype=torch.long)
-        super().__init__(layers=[RowLayer(self, index) for index in range(text.num_hidden_layers)])
+        self.row_layers = [RowLayer(self, index) for index in range(text.num_hidden_layers)]
+        super().__init__(layers=list(self.row_layers))
 
     def _new(self, rows: int, capacity: int) -> Tensor:
         """(layers, 2, rows, heads, capacity + 1, d)."""

@@ -1,7 +1,7 @@
 """Rows that decode together: a request joins with its prompt, each step gives every row one token, any row may leave.
 
-The model's own forward pass runs on a cache of rows (:mod:`serve.kv_cache`). Memory layers work as they do for one
-prompt: addressed once when the prompt runs, then each row keeps its slot weights until it leaves.
+A forward pass (:mod:`serve.forward`) runs on a cache of rows (:mod:`serve.kv_cache`). Memory layers work as they do for
+one prompt: addressed once when the prompt runs, then each row keeps its slot weights until it leaves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from pipeline.memory.mixture import CopyMixture, Mixture
 from pipeline.model.answerer import Answerer
 from pipeline.model.backbone import Batch, Prompt
-from pipeline.model.memory_layer import MemoryPass, attached
+from pipeline.model.memory_layer import MemoryPass
+from serve.forward import forward_of
 from serve.kv_cache import KeyValueRows, PrefixStore
 
 
@@ -56,6 +57,7 @@ class RunningBatch:
     ) -> None:
         self._answerer = answerer
         self._backbone = answerer.backbone
+        self._pass = forward_of(self._backbone)
         parameter = next(self._backbone.model.parameters())
         self._cache = KeyValueRows(self._backbone.model.config, width, kv_tokens, parameter)
         self._prefixes = PrefixStore(0 if invariant else prefix_tokens)
@@ -164,17 +166,8 @@ class RunningBatch:
         real = torch.ones_like(ids, dtype=torch.bool) if batch is None else batch.mask.bool()
         self._cache.aim(first, torch.where(real, positions, self._cache.capacity), longest)
         seen = torch.arange(longest, device=ids.device) <= positions.clamp(min=0)[..., None]  # (n, tokens, longest)
-        with self._backbone.lock, attached(self._backbone.layers, memory):
-            output = self._backbone.model(
-                input_ids=ids,
-                position_ids=positions.clamp(min=0),
-                attention_mask=self._bias(seen)[:, None],
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        logits: Tensor = output.logits[:, -1]
-        return logits
+        with self._backbone.lock:
+            return self._pass(ids, positions.clamp(min=0), self._bias(seen)[:, None], self._cache, memory)
 
     def _bias(self, seen: Tensor) -> Tensor:
         """0 where a token is seen, the lowest number elsewhere: additive, as every attention kernel takes it."""

@@ -419,7 +419,7 @@ def test_int8_weights_round_by_about_a_percent_and_no_row_sees_another(plain: An
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(96, 64)
     x = torch.randn(5, 96, generator=generator) * torch.tensor([[100.0], [1.0], [1.0], [0.01], [1.0]])
-    rounded = Int8Linear(linear)
+    rounded = Int8Linear.of(linear)
     error = (rounded(x) - linear(x)).norm(dim=1) / linear(x).norm(dim=1)
     assert error.max() < 0.03
     assert torch.equal(rounded(x)[3], rounded(x[3:4])[0])
