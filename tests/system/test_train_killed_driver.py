@@ -61,15 +61,13 @@ def kill_after_a_checkpoint(process: subprocess.Popen[str], folder: Path, count:
     process.communicate()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.trial)])
+@pytest.mark.parametrize("kills", [1])
 def test_a_killed_driver_goes_on(home: Home, recipe: Recipe, kills: int) -> None:
     name = f"killed-{kills}-times"
     seen: set[str] = set()
     for _ in range(kills):
         process = driver(home, name)
         folder = home.train_storage / name
-        kept = {path.name for path in folder.glob("checkpoint_*")}
-        assert kept <= seen | kept
         kill_after_a_checkpoint(process, folder, 2)
         after = {path.name for path in folder.glob("checkpoint_*")}
         assert after - seen, "every life gets further"
