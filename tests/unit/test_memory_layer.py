@@ -263,6 +263,18 @@ def grown(answerer: Answerer, before: MemoryState, questions: dict[str, str]) ->
     return place(before, answerer.backbone, found, list(questions), layers)
 
 
+def test_a_recipe_with_other_keys_and_layers_leaves_an_old_memory_s_as_they_are(
+    answerer: Answerer, state: MemoryState
+) -> None:
+    settings = MemoryLayerSettings(keys="states" if state.head else "tokens", key_layer=2, value_layers=(3,))
+    read = question_tokens if state.head else question_states
+    found = list(read(answerer.backbone, [QUESTIONS[0], *REPLAY], state.key_layer))
+    after = place(state, answerer.backbone, found, ["les_new"], settings)
+    assert (after.key_layer, after.value_layers) == (state.key_layer, state.value_layers)
+    assert torch.equal(after.values[:, : len(state.slots)], state.values)
+    assert (after.head is None) == (state.head is None)
+
+
 def test_old_slots_keep_their_keys_and_values(answerer: Answerer, state: MemoryState) -> None:
     before = written(state)
     after = grown(answerer, before, {"les_new": "What does the fox say?"})
