@@ -200,7 +200,9 @@ class ServeSettings(Settings):
     max_batch: int = Field(32, ge=1, description="rows that decode together; requests join and leave between steps")
     kv_tokens: int = Field(32_768, ge=1_024, description="bound on the running rows' keys and values, in tokens")
     prefix_tokens: int = Field(2_048, ge=0, description="prompt beginnings kept for reuse, in tokens; 0: none")
-    weights: Literal["full", "int8"] = Field("full", description="int8: linear layers on a CPU, about 1 % rounding")
+    weights: Literal["full", "int8"] = Field(
+        "full", description="int8: faster on a CPU, but long answers come out in other words"
+    )
     batch_invariant: bool = Field(False, description="an answer never depends on its company; slower, for evaluation")
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(256, ge=1)
