@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,7 +58,7 @@ def command(
         int, typer.Option(min=100, help="at most so many pairs of the lessons in a pass", rich_help_panel=ROUTER)
     ] = 50_000,
     style: Annotated[
-        str,
+        Literal["both", "question", "statement"],
         typer.Option(
             help="with --start-from: question or statement, to train that style's adapter alone", rich_help_panel=ROUTER
         ),

@@ -44,8 +44,6 @@ def train_router(asked: RouterTraining) -> None:
     lines = read_lines(asked.lessons, LessonLine)
     if len(lines) < FEWEST:
         raise entry.UserError(f"{asked.lessons} has {len(lines)} lessons: give at least {FEWEST}")
-    if asked.style not in ("both", "question", "statement"):
-        raise entry.UserError(f"--style {asked.style}: give question, statement or both")
     if asked.style != "both" and asked.start_from is None:
         raise entry.UserError(f"--style {asked.style}: the other style comes from a router: give --start-from")
     questions = read_lines(asked.questions, ProbeLine) if asked.questions else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -46,8 +47,7 @@ def _show_check(found: Result) -> None:
     table.add_row("seconds", f"{found.measures['seconds']:.0f}")
     entry.console.print(table)
     entry.console.print(f"the gate would have {'promoted' if found.measures['promoted'] else 'refused'} it:")
-    for reason in found.measures["reasons"]:
-        entry.console.print(f"  - {reason}", markup=False, highlight=False)
+    _show_reasons(found.measures["reasons"])
 
 
 def show(result: CycleResult) -> None:
@@ -63,5 +63,9 @@ def show(result: CycleResult) -> None:
             table.add_row(name, f"{value['value']:.3f}  [{value['low']:.3f}, {value['high']:.3f}]  n={value['n']}")
     entry.console.print(table)
     entry.console.print(f"the challenger was {decided}:")
-    for reason in result.verdict.reasons:
+    _show_reasons(result.verdict.reasons)
+
+
+def _show_reasons(reasons: Sequence[str]) -> None:
+    for reason in reasons:
         entry.console.print(f"  - {reason}", markup=False, highlight=False)

@@ -1,6 +1,7 @@
 """Linear layers with int8 weights, for CPUs: one scale per output channel, one per token of the input.
 
-Integer products add up exactly, so a token's result does not depend on its company in the batch.
+Integer products add up exactly, so a token's result does not depend on its company in the batch; where a few rows read
+four bits instead (:mod:`serve.int4`), it depends on how many rows there are.
 """
 
 from __future__ import annotations

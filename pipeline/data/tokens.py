@@ -12,7 +12,6 @@ import shutil
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,18 +33,15 @@ Thing = TypeVar("Thing")
 Tell = Callable[[int], None]  # tokens so far
 
 
-@dataclass(frozen=True)
 class Blocks:
     """Blocks of token ids in a Parquet file, read where they are asked for."""
 
-    path: Path
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_file", pq.ParquetFile(self.path, memory_map=True))
-        object.__setattr__(self, "_cache", OrderedDict())
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path, memory_map=True)
+        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __len__(self) -> int:
-        rows: int = self._file.metadata.num_rows  # type: ignore[attr-defined]
+        rows: int = self._file.metadata.num_rows
         return rows
 
     @property
@@ -63,9 +59,9 @@ class Blocks:
         return np.stack([self._group(number // GROUP)[number % GROUP] for number in numbers])
 
     def _group(self, number: int) -> np.ndarray:
-        cache: OrderedDict[int, np.ndarray] = self._cache  # type: ignore[attr-defined]
+        cache = self._cache
         if number not in cache:
-            column = self._file.read_row_group(number).column("ids").combine_chunks()  # type: ignore[attr-defined]
+            column = self._file.read_row_group(number).column("ids").combine_chunks()
             width = column.type.list_size
             cache[number] = column.flatten().to_numpy().reshape(-1, width).astype(np.int64)
             if len(cache) > CACHED_GROUPS:

@@ -18,6 +18,7 @@ from pipeline.model.assets import cache_root
 
 if TYPE_CHECKING:
     from pipeline.memory.mixture import Mixture
+    from pipeline.model.answerer import Answerer
 
 SAVED_AFTER = 128  # prompts decoded; what an interruption loses at most
 _WAIT_S = 60.0  # for another process that writes
@@ -68,6 +69,12 @@ class AnswerCache:
 def cache_file() -> Path:
     """Where evaluations of this user keep answers."""
     return cache_root() / "answers.db"
+
+
+def model_name(answerer: Answerer) -> str:
+    """Everything that decides the answerer's answers beside the prompt."""
+    bundle, weights = answerer.bundle, next(answerer.backbone.model.parameters())
+    return f"{bundle.base_digest}/{bundle.digest()}/{weights.dtype}/{weights.device.type}"
 
 
 def forget_answers(path: Path) -> bool:

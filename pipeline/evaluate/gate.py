@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config import GateSettings
 from pipeline.evaluate.metrics import paired_difference
 from pipeline.evaluate.retention import kept
+from pipeline.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,8 @@ class Verdict(_Frozen):
     checks: tuple[Check, ...]
 
     def save(self, path: Path) -> None:
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        partial.replace(path)  # a verdict that is there is whole: it says that its cycle is over
+        """A verdict that is there is whole: it says that its cycle is over."""
+        write_whole(path, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

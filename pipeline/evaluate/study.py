@@ -19,6 +19,7 @@ from pipeline.evaluate.result import Result
 from pipeline.evaluate.stream import Course, Played, Timing, Told, noise_floor, order, play
 from pipeline.evaluate.summary import summarise
 from pipeline.evaluate.systems import LIMITED, SYSTEMS, Bench
+from pipeline.files import write_whole
 from pipeline.model.assets import file_digest
 from pipeline.revision import revision
 
@@ -199,12 +200,9 @@ def _read(file: Path | None) -> Played | None:
 
 
 def _write(file: Path | None, played: Played) -> None:
-    """Visible whole or not at all."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(played.model_dump_json(), encoding="utf-8")
-        partial.replace(file)
+        write_whole(file, played.model_dump_json())
 
 
 def _digest(named: Mapping[str, Any]) -> str:

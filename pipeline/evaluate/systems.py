@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import MemorySettings, Recipe
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.answers import AnswerCache, CachedGenerator, cache_file
+from pipeline.evaluate.answers import AnswerCache, CachedGenerator, cache_file, model_name
 from pipeline.evaluate.baselines.exact_match import ExactMatch
 from pipeline.evaluate.baselines.rag import Rag
 from pipeline.evaluate.baselines.subject_index import SubjectIndex
@@ -201,8 +201,7 @@ def load_bench(recipe: Recipe, bundle: Bundle) -> Bench:
     from pipeline.model.answerer import Answerer
 
     answerer = Answerer.load(bundle)
-    weights = next(answerer.backbone.model.parameters())
-    model = f"{bundle.base_digest}/{bundle.digest()}/{weights.dtype}/{weights.device.type}"
+    model = model_name(answerer)
     bench = make_bench(recipe, answerer, bundle.router, AnswerCache(cache_file(), model))
     return replace(bench, identity=f"{model}/{recipe.model.encoder}/{recipe.memory.model_dump_json()}")
 

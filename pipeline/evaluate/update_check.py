@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
-from pipeline.evaluate.answers import AnswerCache, CachedGenerator
+from pipeline.evaluate.answers import AnswerCache, CachedGenerator, cache_file, model_name
 from pipeline.evaluate.exam import Exam, judge
 from pipeline.evaluate.gate import Evidence, Pairs, Verdict, decide
 from pipeline.evaluate.load import machine, watched
@@ -113,11 +113,7 @@ def _train(home: Home, recipe: Recipe, champion: Any, lessons: Sequence[LessonLi
 
 def _cached(answerer: Answerer) -> Generator:
     """The champion's answers never change, so they are kept in the user's cache."""
-    from pipeline.model.assets import cache_root
-
-    weights = next(answerer.backbone.model.parameters())
-    model = f"{answerer.bundle.base_digest}/{answerer.bundle.digest()}/{weights.dtype}/{weights.device.type}"
-    return CachedGenerator(answerer, AnswerCache(cache_root() / "answers.db", model))
+    return CachedGenerator(answerer, AnswerCache(cache_file(), model_name(answerer)))
 
 
 def _answers(

@@ -21,12 +21,10 @@ from rapidfuzz import fuzz
 from pipeline.config import CurationSettings
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import Event, NewEvent, new_id
+from pipeline.feedback.records import ACCEPTED, HELD, Event, NewEvent, new_id
 from pipeline.memory.types import question_key
 
 Decision = Literal["accept", "reject"]
-HELD = "quarantined"  # the field of an event's body that holds the reasons
-ACCEPTED = "accepted"  # the field of a lesson event that a review told again
 LONGEST_RUN = 6  # of one character: "!!!!!!", "aaaaaa"
 MOST_OF_ONE_WORD = 0.6  # of the words of a text with five or more
 _LINK = re.compile(r"https?://|www\.|</?[a-z][^>]*>", re.IGNORECASE)

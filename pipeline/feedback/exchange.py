@@ -20,12 +20,11 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from pipeline.data.lines import LessonLine
-from pipeline.feedback.curation import HELD
 from pipeline.feedback.erasure import is_buried
 from pipeline.feedback.events import ErasedFeedback, EventLog
 from pipeline.feedback.intake import record_lesson
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import Event
+from pipeline.feedback.records import HELD, Event
 from pipeline.memory.types import question_key
 
 SHOWN_PROBLEMS = 20

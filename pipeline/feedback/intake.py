@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 from pipeline.data.lines import MAX_TEXT, LessonLine
 from pipeline.evaluate.protocol import Message
-from pipeline.feedback.curation import HELD, Curator
+from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import Event, NewEvent, Scope, new_id, utc_now
+from pipeline.feedback.records import HELD, Event, NewEvent, Scope, new_id, utc_now
 from pipeline.memory.belief import slot_id
 from pipeline.memory.types import NARROWER, Lesson, Viewer, moment
 

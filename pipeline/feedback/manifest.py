@@ -8,10 +8,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.data.phrasing import phrasings
-from pipeline.feedback.curation import HELD, decisions
+from pipeline.feedback.curation import decisions
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.records import Event
+from pipeline.feedback.records import HELD, Event
 from pipeline.feedback.sealer import read_events, sealed_seq, table_version
+from pipeline.files import write_whole
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
 
@@ -49,7 +50,7 @@ class Manifest(_Record):
     withheld: dict[str, tuple[str, ...]]
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(path), self.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from uuid import uuid4
 
 SCHEMA_VERSION = 1
+HELD = "quarantined"  # the field of an event's body that holds why it is held back
+ACCEPTED = "accepted"  # the field of a lesson event that a review told again
 
 EventKind = Literal["answer", "feedback", "lesson", "erasure", "quarantine", "review"]
 Role = Literal["ask", "teach", "admin"]

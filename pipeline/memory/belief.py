@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
-from pipeline.feedback.records import Event
+from pipeline.feedback.records import ACCEPTED, HELD, Event
 from pipeline.memory.ledger import Ledger, Vote, born
 from pipeline.memory.trust import Sources
 from pipeline.memory.types import NARROWER, Evidence, Explanation, Lesson, moment, question_key
@@ -133,10 +133,10 @@ class Fold:
         if event.role != "ask":
             return self._supersede(event, named)
         evidence = None if named is not None and named.header.private else named
-        if event.body.get("accepted"):  # held back at first: the asker's own lesson is there, and may be newer by now
+        if event.body.get(ACCEPTED):  # held back at first: the asker's own lesson is there, and may be newer by now
             return self._evidence(event, evidence)
         own = self._own(event, named)
-        return own if "quarantined" in event.body else own | self._evidence(event, evidence)
+        return own if HELD in event.body else own | self._evidence(event, evidence)
 
     def _own(self, event: Event, named: Slot | None) -> set[str]:
         """What an asker's correction makes of the asker's own lesson."""
@@ -203,12 +203,12 @@ class Fold:
         if answer is None:
             return set()
         if slot.header.private and _owns(event, slot.header):
-            if event.body.get("accepted"):
+            if event.body.get(ACCEPTED):
                 return set()
             beliefs = {answer: 1.0} if value > 0 else {}
             rated = replace(slot.lesson, answer=answer, beliefs=beliefs, last_seq=event.seq, last_time=event.time)
             return {self.put(Slot(rated, None if beliefs else Ledger(alpha_min=self.settings.alpha_min)))}
-        if "quarantined" in event.body:
+        if HELD in event.body:
             return set()
         return self._vote(slot, event, answer, value)
 

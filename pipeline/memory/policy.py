@@ -20,7 +20,7 @@ from importlib.resources import files
 from math import exp, fsum, sqrt
 from typing import Any
 
-from pipeline.feedback.records import Event
+from pipeline.feedback.records import HELD, Event
 from pipeline.memory.state import FEATURES, STATE_VERSION
 
 CLIP = 5.0  # importance weights above it would let one rare draw decide
@@ -123,7 +123,7 @@ class RatedPolicy:
                 self.applied_seq = event.seq
 
     def _step(self, event: Event) -> None:
-        taken = None if "quarantined" in event.body else event.body.get("choice")
+        taken = None if HELD in event.body else event.body.get("choice")
         if event.kind != "feedback" or event.body.get("kind") != "rating" or not taken:
             return
         if taken["version"] != STATE_VERSION or event.response_id is None or event.response_id in self._rated:

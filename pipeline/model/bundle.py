@@ -54,8 +54,7 @@ class Bundle:
 
     def with_weights(self, model: nn.Module) -> Bundle:
         """This bundle with every weight of ``model`` that was trained; of shards, every rank has to call it."""
-        changed = {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
-        return replace(self, tensors={**self.tensors, **changed})
+        return replace(self, tensors={**self.tensors, **trained_weights(model)})
 
     def without_lessons(self, lessons: Collection[str]) -> Bundle:
         """This bundle without the memory-layer slots of ``lessons``; changed ordinary weights stay as they are."""
@@ -120,6 +119,11 @@ def whole(tensor: Tensor) -> Tensor:
     """A copy on the CPU, put together from its shards where there are any; then every rank has to call it."""
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full.detach().cpu().clone()
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight that training may have changed, by name; of shards, every rank has to call it."""
+    return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def tensors_digest(named: dict[str, Tensor]) -> str:

@@ -148,6 +148,15 @@ def thresholds_of(
     return missed.maximum(settings.null_floor * reach).minimum(NEAREST * reach)
 
 
+def fitted(settings: MemoryLayerSettings, before: MemoryState | None) -> MemoryLayerSettings:
+    """The settings as an old memory allows: its keys and values live in its layers, and new keys are of its kind."""
+    if before is None:
+        return settings
+    kind = "tokens" if before.head is not None else "states" if settings.keys == "tokens" else settings.keys
+    layout = {"keys": kind, "key_layer": before.key_layer, "value_layers": before.value_layers}
+    return settings.model_copy(update=layout)
+
+
 def place(
     before: MemoryState | None,
     backbone: Backbone,
@@ -159,11 +168,7 @@ def place(
 
     An old bundle's keys decide what kind the new ones are, because one query is compared with all of them.
     """
-    count = len(slots)
-    if before is not None:  # its old keys and values live in its layers
-        kind = "tokens" if before.head is not None else "states" if settings.keys == "tokens" else settings.keys
-        layout = {"keys": kind, "key_layer": before.key_layer, "value_layers": before.value_layers}
-        settings = settings.model_copy(update=layout)
+    count, settings = len(slots), fitted(settings, before)
     if all(state.ndim == 1 for state in states):
         width = backbone.model.config.hidden_size
         means = torch.stack(list(states)) if states else torch.zeros(0, width)

@@ -124,9 +124,7 @@ def open_cycle(home: Home, log: EventLog, from_seq: int, seed: int) -> tuple[Pat
     )
     folder = home.cycles / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / (MANIFEST + ".partial")
-    manifest.save(partial)
-    partial.replace(folder / MANIFEST)
+    manifest.save(folder / MANIFEST)
     return folder, manifest
 
 

@@ -24,10 +24,6 @@ class TrainingSet:
     replay: tuple[str, ...] = ()
     text: str | None = None  # a file of tokenised blocks
 
-    @property
-    def lesson_ids(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(item.lesson_id for item in self.items))
-
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), ensure_ascii=False), encoding="utf-8")

@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.config import Recipe, Settings
 from pipeline.evaluate.progress import Progress, relayed
+from pipeline.files import write_whole
 from pipeline.home import Home
 from pipeline.model.assets import file_digest
 from pipeline.train.dataset import TrainingSet
@@ -87,9 +88,7 @@ def _claim(folder: Path, asked: dict[str, Any]) -> None:
     wanted = {name: file_digest(value) if name == "data" else _plain(value) for name, value in asked.items()}
     file = folder / ASKED_FILE
     if not file.exists():
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        partial.replace(file)
+        write_whole(file, json.dumps(wanted, indent=2))
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     if other := _differences(before, wanted):

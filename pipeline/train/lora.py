@@ -43,11 +43,6 @@ def merged(model: Any) -> dict[str, Tensor]:
     return changed
 
 
-def adapter_state(model: Any) -> dict[str, Tensor]:
-    """The low-rank maps alone; of shards, every rank has to call it."""
-    return {name: whole(p) for name, p in model.named_parameters() if p.requires_grad}
-
-
 def export(model: Any, state: dict[str, Tensor], folder: Path) -> None:
     """``adapter_config.json`` and ``adapter_model.safetensors``."""
     model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)

@@ -23,12 +23,12 @@ from pipeline.config import MemoryLayerSettings, TrainSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.backbone import Backbone, Prompt
-from pipeline.model.bundle import Bundle, whole
+from pipeline.model.bundle import Bundle, trained_weights
 from pipeline.model.memory_layer import MemoryPass, MemoryState
-from pipeline.train.addressing import place, question_states, question_tokens, read_of
+from pipeline.train.addressing import fitted, place, question_states, question_tokens, read_of
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.learner import Learner, Method, Share
-from pipeline.train.lora import adapter_state, export, merged, with_adapter
+from pipeline.train.lora import export, merged, with_adapter
 from pipeline.train.recall import RecallMethod
 from pipeline.train.sequences import (
     Continuation,
@@ -171,12 +171,10 @@ class MemoryMethod(LessonMethod):
 
     def _states(self, data: TrainingSet, settings: MemoryLayerSettings, share: Share) -> list[Tensor]:
         """Of lessons' phrasings and replayed prompts: tokens' states, or their mean, as the keys want them."""
-        before, backbone = self.answerer.bundle.memory, self.answerer.backbone
-        tokens = before.head is not None if before else settings.keys == "tokens"
-        layer = before.key_layer if before else settings.key_layer
-        read = question_tokens if tokens else question_states
+        backbone, settings = self.answerer.backbone, fitted(settings, self.answerer.bundle.memory)
+        read = question_tokens if settings.keys == "tokens" else question_states
         questions = [item.question for item in data.items] + list(data.replay)
-        return share(lambda part: list(read(backbone, part, layer)), questions)
+        return share(lambda part: list(read(backbone, part, settings.key_layer)), questions)
 
     def result(self) -> Bundle:
         assert isinstance(self.learner, MemoryLearner)
@@ -250,7 +248,7 @@ class DenseMethod(LessonMethod):
 
     def changed(self) -> dict[str, Tensor]:
         """Every weight that training has changed, by name."""
-        return {name: whole(p) for name, p in self.backbone.model.named_parameters() if p.requires_grad}
+        return trained_weights(self.backbone.model)
 
     def result(self) -> Bundle:
         changed, merge = self.changed(), self.settings.merge
@@ -271,7 +269,7 @@ class LoraMethod(DenseMethod):
         return merged(self.adapted)
 
     def result(self) -> Bundle:
-        self._adapter = adapter_state(self.adapted)
+        self._adapter = trained_weights(self.adapted)  # the low-rank maps alone
         return super().result()
 
     def export(self, folder: Path) -> None:

@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 
 from pipeline.config import TrainSettings, parse_recipe
+from pipeline.files import write_whole
 from pipeline.home import worker_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
@@ -76,7 +77,7 @@ class Watch:
     def __init__(self, file: str | None) -> None:
         self.file = Path(file) if file is not None and rank_and_world()[0] == 0 else None
         self.started = self.shown = time.monotonic()
-        self.tokens, self.loss = 0, 0.0
+        self.tokens = 0
 
     def show(self, loop: Loop, step: Step) -> None:
         """For whoever watches the run's folder; ``ray.train.report`` is too slow to be called every step."""
@@ -89,9 +90,7 @@ class Watch:
         seen = {"done": done, "total": step.steps, "tokens_per_second": self.tokens / max(now - self.started, 1e-9)}
         if loop.cursor.tokens:  # rank 0's own part of the epoch so far: nobody else is asked
             seen["loss"] = loop.cursor.loss * rank_and_world()[1] / loop.cursor.tokens
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(seen), encoding="utf-8")
-        partial.replace(self.file)
+        write_whole(self.file, json.dumps(seen))
 
     def figures(self, loop: Loop, step: Step) -> dict[str, Any]:
         """On every rank at once."""
