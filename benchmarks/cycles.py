@@ -123,15 +123,18 @@ class Exam:
                 self._right(answerer, [(text, x.answer) for x in lines for text in phrasings(x)[1]])
                 for lines in self.log
             ],
-            "unrelated": texts(answerer, self.unrelated),
-            "neighbours": texts(answerer, self.neighbours),
+            "unrelated": texts(answerer, self.unrelated, self._known("unrelated")),
+            "neighbours": texts(answerer, self.neighbours, self._known("neighbours")),
             "retention": right(answerer, self.probes),
         }
         return sheet
 
+    def _known(self, part: str) -> list[str] | None:
+        return self.reference[part] if self.reference else None
+
     @staticmethod
     def _right(answerer: Answerer, asked: Sequence[tuple[str, str]]) -> float:
-        found = texts(answerer, [question for question, _ in asked])
+        found = texts(answerer, [question for question, _ in asked], [answer for _, answer in asked])
         return sum(exact_match(text, [a]) for text, (_, a) in zip(found, asked, strict=True)) / len(asked)
 
     def kept(self, sheet: dict[str, Any]) -> dict[str, float]:
@@ -145,8 +148,9 @@ class Exam:
         return {**same, "retention_kept": share(known).value}
 
 
-def texts(answerer: Answerer, questions: Sequence[str]) -> list[str]:
-    return [answer.text for answer in answerer.generate([prompt_messages(question) for question in questions])]
+def texts(answerer: Answerer, questions: Sequence[str], guesses: list[str] | None = None) -> list[str]:
+    prompts = [prompt_messages(question) for question in questions]
+    return [answer.text for answer in answerer.generate(prompts, guesses=guesses)]
 
 
 def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget: int) -> dict[str, Any]:

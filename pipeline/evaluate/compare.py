@@ -58,16 +58,15 @@ def sample(things: Sequence[Thing], count: int, seed: int) -> list[Thing]:
 def examine(answerer: Answerer, exam: Examination) -> Outcome:
     """Memory off: the weights alone answer."""
 
-    def texts(questions: Sequence[str]) -> list[str]:
-        return [answer.text for answer in answerer.generate([prompt_messages(question) for question in questions])]
-
     def matches(asked: Sequence[Asked]) -> tuple[bool, ...]:
-        found = texts([question for question, _ in asked])
-        return tuple(exact_match(text, [answer]) for text, (_, answer) in zip(found, asked, strict=True))
+        prompts, answers = [prompt_messages(question) for question, _ in asked], [answer for _, answer in asked]
+        found = answerer.generate(prompts, guesses=answers)
+        return tuple(exact_match(made.text, [answer]) for made, answer in zip(found, answers, strict=True))
 
+    unrelated = answerer.generate([prompt_messages(question) for question in exam.unrelated])
     return Outcome(
         retention=tuple(right(answerer, exam.retention)),
-        unrelated=tuple(texts(exam.unrelated)),
+        unrelated=tuple(answer.text for answer in unrelated),
         new_lessons=matches(exam.new_lessons),
         withheld=matches(exam.withheld),
         earlier=matches(exam.earlier),

@@ -31,9 +31,10 @@ from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import MAX_NEW_TOKENS, prompt_messages
 from pipeline.evaluate.result import Result
 from pipeline.evaluate.retention import kept, right
-from pipeline.evaluate.seam import Generator, Reply
+from pipeline.evaluate.seam import Reply
 from pipeline.home import Home
 from pipeline.memory.belief import fold, taught_event
+from pipeline.memory.types import question_key
 from pipeline.revision import revision
 
 if TYPE_CHECKING:
@@ -78,11 +79,22 @@ def check_update(
     exam = Exam(tuple(lessons), tuple(unrelated))
     retention = read_lines(example("retention/probes.jsonl"), RetentionProbe)
     base = Answerer.load(champion)
-    before = _answers(base, _cached(base), exam, retention, lambda *told: say("asking the champion", *told))
+    champions = CachedGenerator(base, AnswerCache(cache_file(), model_name(base)))  # they never change
+
+    def asked_champion(questions: Sequence[str]) -> list[str]:
+        found = champions.generate([prompt_messages(question) for question in questions], max_new_tokens=MAX_NEW_TOKENS)
+        return [answer.text for answer in found]
+
+    before = _answers(base, asked_champion, exam, retention, lambda *told: say("asking the champion", *told))
     challenger = Answerer.load(Bundle.load(trained), share=base)
-    after = _answers(
-        challenger, CachedGenerator(challenger), exam, retention, lambda *told: say("asking the challenger", *told)
-    )
+    corrections = exam.corrections()
+
+    def asked_challenger(questions: Sequence[str]) -> list[str]:
+        prompts = [prompt_messages(question) for question in questions]
+        guesses = [corrections.get(question_key(question), before.texts[question]) for question in questions]
+        return [a.text for a in challenger.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, guesses=guesses)]
+
+    after = _answers(challenger, asked_challenger, exam, retention, lambda *told: say("asking the challenger", *told))
     figures, verdict = figures_of(exam, before, after), _verdict(exam, before, after, recipe)
     measures: dict[str, Any] = {name: figure.value for name, figure in figures["challenger"].items()}
     measures |= {"seconds": seconds, "seconds_with_measuring": time.monotonic() - started}
@@ -111,26 +123,18 @@ def _train(home: Home, recipe: Recipe, champion: Any, lessons: Sequence[LessonLi
     return found.bundle, time.monotonic() - started
 
 
-def _cached(answerer: Answerer) -> Generator:
-    """The champion's answers never change, so they are kept in the user's cache."""
-    return CachedGenerator(answerer, AnswerCache(cache_file(), model_name(answerer)))
-
-
 def _answers(
     scorer: Answerer,
-    generator: Generator,
+    asked: Callable[[Sequence[str]], list[str]],
     exam: Exam,
     retention: Sequence[RetentionProbe],
     progress: Callable[[int, int], None],
 ) -> Checked:
-    """Both models are asked in the same batches: a batch's padding can move a float's last bit."""
     questions = sorted(exam.questions, key=lambda question: (len(question), question))
     everything = len(questions) + len(retention)
     texts: dict[str, str] = {}
     for part in batches(questions, ASKED_AT_ONCE, lambda _total, done: progress(everything, done)):
-        prompts = [prompt_messages(question) for question in part]
-        answers = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS)
-        texts |= {question: answer.text for question, answer in zip(part, answers, strict=True)}
+        texts |= zip(part, asked(part), strict=True)
     outcomes = right(scorer, retention, progress=lambda _total, done: progress(everything, len(questions) + done))
     return Checked(texts, tuple(outcomes))
 

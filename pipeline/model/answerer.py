@@ -63,22 +63,31 @@ class Answerer:
         *,
         max_new_tokens: int | None = None,
         mixtures: Sequence[Mixture | None] | None = None,
+        guesses: Sequence[str | None] | None = None,
     ) -> list[Generation]:
         """Greedy answers in the order of ``prompts``; lengths are grouped so that little is padded.
 
         Where ``mixtures`` has one for a prompt, its answer is decoded from the mixture with the lessons' answers.
+        ``guesses`` say what the answers probably are. One pass along a guess tells whether greedy decoding would
+        write it, to the end; where it would not, the answer is decoded. So a guess changes the time and nothing else.
         """
         mixed = mixtures or [None] * len(prompts)
         limit = max_new_tokens or self.bundle.recipe.model.max_new_tokens
         rendered = [self.backbone.prompt(messages) for messages in prompts]
         order = sorted(range(len(rendered)), key=lambda i: len(rendered[i].ids))
         answers: dict[int, Generation] = {}
-        for start in range(0, len(order), self.max_batch):
-            chosen = order[start : start + self.max_batch]
-            answers |= zip(
-                chosen, self._generate([rendered[i] for i in chosen], [mixed[i] for i in chosen], limit), strict=True
-            )
+        if guesses is not None:
+            guessed = [i for i in order if guesses[i] is not None and mixed[i] is None]
+            for chosen in self._batches(guessed):
+                found = self._guessed([rendered[i] for i in chosen], [guesses[i] or "" for i in chosen], limit)
+                answers |= {i: answer for i, answer in zip(chosen, found, strict=True) if answer is not None}
+        for chosen in self._batches([i for i in order if i not in answers]):
+            decoded = self._generate([rendered[i] for i in chosen], [mixed[i] for i in chosen], limit)
+            answers |= zip(chosen, decoded, strict=True)
         return [answers[i] for i in range(len(rendered))]
+
+    def _batches(self, numbers: Sequence[int]) -> list[Sequence[int]]:
+        return [numbers[start : start + self.max_batch] for start in range(0, len(numbers), self.max_batch)]
 
     def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
         backbone = self.backbone
@@ -98,6 +107,18 @@ class Answerer:
         new = output[:, batch.ids.shape[1] :].tolist()
         parts = zip(new, prompts, self._slots(memory, len(prompts)), processor.copied(output), strict=True)
         return [self._generation(*part) for part in parts]
+
+    def _guessed(self, prompts: Sequence[Prompt], guesses: Sequence[str], limit: int) -> list[Generation | None]:
+        """The generation where the guess is what greedy decoding writes, up to its end or to ``limit`` tokens."""
+        end = self.backbone.end_token
+        ids = [[*self.backbone.answer_ids(guess), end][:limit] for guess in guesses]
+        batch = self.backbone.batch(prompts)
+        memory = self.memory_pass(batch)
+        tokens, valid = self._padded(ids)
+        likeliest = self._logits_along(batch, memory, torch.arange(len(ids), device=tokens.device), tokens).argmax(-1)
+        right = ((likeliest == tokens) | ~valid).all(-1).tolist()
+        parts = zip(ids, prompts, self._slots(memory, len(ids)), right, strict=True)
+        return [self._generation(row, prompt, slots, 0.0) if same else None for row, prompt, slots, same in parts]
 
     def _generation(self, ids: list[int], prompt: Prompt, slots: tuple[str, ...], copied: float) -> Generation:
         finished = self.backbone.end_token in ids
@@ -139,15 +160,26 @@ class Answerer:
         return [scores[i] for i in range(len(prompts))]
 
     def _score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The prompt is run once; its key-value cache is repeated for each option."""
-        backbone = self.backbone
-        batch = backbone.batch(prompts)
-        owner = torch.tensor([row for row, texts in enumerate(options) for _ in texts], device=backbone.device)
-        ids = [backbone.answer_ids(text) for texts in options for text in texts]
+        batch = self.backbone.batch(prompts)
+        owner = [row for row, texts in enumerate(options) for _ in texts]
+        tokens, valid = self._padded([self.backbone.answer_ids(text) for texts in options for text in texts])
+        logits = self._logits_along(batch, self.memory_pass(batch), torch.tensor(owner, device=tokens.device), tokens)
+        means = _mean_log_likelihood(logits, tokens, valid).tolist()
+        return [[means.pop(0) for _ in texts] for texts in options]
+
+    def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Token rows (n, width), filled up with the end token, and which of them are a row's own."""
         width = max(map(len, ids))
-        tokens = torch.tensor([row + [backbone.end_token] * (width - len(row)) for row in ids], device=backbone.device)
-        valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids], device=backbone.device)
-        memory = self.memory_pass(batch)
+        tokens = torch.tensor([[*row, *[self.backbone.end_token] * (width - len(row))] for row in ids])
+        valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
+        return tokens.to(self.backbone.device), valid.to(self.backbone.device)
+
+    def _logits_along(self, batch: Batch, memory: MemoryPass | None, owner: Tensor, tokens: Tensor) -> Tensor:
+        """What is predicted at each of ``tokens`` (n, width) after the prompt numbered ``owner`` (n,): (n, width, V).
+
+        A prompt is run once; its key-value cache is repeated for each of its rows.
+        """
+        backbone, width = self.backbone, tokens.shape[1]
         with backbone.lock, attached(backbone.layers, memory), self._remembering(batch) as session:
             first = backbone.model(
                 input_ids=batch.ids,
@@ -156,23 +188,22 @@ class Answerer:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            logits = first.logits[owner]  # (options, 1, vocabulary)
-            if width > 1:
-                cache = first.past_key_values
-                cache.batch_select_indices(owner)
-                if session is not None:
-                    session.select(owner)
-                if memory is not None:
-                    memory.span, memory.weights = None, memory.weights[owner] if memory.weights is not None else None
-                rest = backbone.model(
-                    input_ids=tokens[:, :-1],
-                    attention_mask=torch.cat([batch.mask[owner], torch.ones_like(tokens[:, :-1])], dim=1),
-                    position_ids=batch.positions[owner, -1:] + 1 + torch.arange(width - 1, device=backbone.device),
-                    past_key_values=cache,
-                ).logits
-                logits = torch.cat([logits, rest], dim=1)  # (options, width, vocabulary)
-        means = _mean_log_likelihood(logits, tokens, valid).tolist()
-        return [[means.pop(0) for _ in texts] for texts in options]
+            logits: Tensor = first.logits[owner]  # (n, 1, V)
+            if width == 1:
+                return logits
+            cache = first.past_key_values
+            cache.batch_select_indices(owner)
+            if session is not None:
+                session.select(owner)
+            if memory is not None:
+                memory.span, memory.weights = None, memory.weights[owner] if memory.weights is not None else None
+            rest = backbone.model(
+                input_ids=tokens[:, :-1],
+                attention_mask=torch.cat([batch.mask[owner], torch.ones_like(tokens[:, :-1])], dim=1),
+                position_ids=batch.positions[owner, -1:] + 1 + torch.arange(width - 1, device=backbone.device),
+                past_key_values=cache,
+            ).logits
+            return torch.cat([logits, rest], dim=1)
 
 
 def _mean_log_likelihood(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:

@@ -139,6 +139,19 @@ def test_a_batch_answers_as_one_by_one(base: Answerer) -> None:
     assert [g.text for g in together] == [base.generate([prompt])[0].text for prompt in prompts]
 
 
+def test_guesses_change_the_time_and_nothing_else(base: Answerer, bundle: Bundle) -> None:
+    spoken = Answerer.load(replace(bundle, tensors={}), share=base)
+    prompts = [prompt_messages(question) for question in (*QUESTIONS, *REPLAY)]
+    for limit in (2, 8):
+        decoded = spoken.generate(prompts, max_new_tokens=limit)
+        texts: list[str] = [answer.text for answer in decoded]
+        wrong = [texts[-1], *texts[:-1]]
+        for guesses in (texts, wrong, [text + " x" for text in texts], [text[:-1] for text in texts], [""] * len(texts)):
+            assert spoken.generate(prompts, max_new_tokens=limit, guesses=guesses) == decoded
+    partly = [None if number % 2 else text for number, text in enumerate(texts)]
+    assert spoken.generate(prompts, max_new_tokens=8, guesses=partly) == decoded
+
+
 def test_a_bundle_from_before_lambda_and_codebooks_reads_as_it_did(bundle: Bundle, tmp_path: Path) -> None:
     """Without the new fields: scale 1, and every key on its phrasing's own state."""
     bundle.save(tmp_path)

@@ -40,6 +40,18 @@ def texts(answerer: Answerer, questions: Sequence[str]) -> list[str]:
     return [answer.text for answer in answerer.generate([prompt_messages(question) for question in questions])]
 
 
+def guessed(answerer: Answerer, questions: Sequence[str], guesses: Sequence[str]) -> list[str]:
+    """Answers to right guesses; a wrong one would have to be decoded, and raises."""
+
+    def refused(**_: object) -> None:
+        raise AssertionError("a guess was wrong")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answerer.backbone.model, "generate", refused)
+        prompts = [prompt_messages(question) for question in questions]
+        return [answer.text for answer in answerer.generate(prompts, guesses=guesses)]
+
+
 def changed(recipe: Recipe, **values: Any) -> TrainSettings:
     return recipe.with_changes({f"train.{name}": value for name, value in values.items()}).train
 
@@ -56,6 +68,7 @@ def test_new_slots_learn_the_lessons_and_nothing_else_moves(
     learned = Answerer.load(method.result(), share=base)
     assert texts(learned, QUESTIONS) == ANSWERS
     assert texts(learned, [f"Question: {question}" for question in QUESTIONS]) == ANSWERS
+    assert guessed(learned, QUESTIONS, ANSWERS) == ANSWERS
     assert losses[-1] < 0.2 * losses[0]
     assert texts(learned, UNRELATED) == texts(base, UNRELATED)
     assert texts(learned, REPLAY) == texts(base, REPLAY)
