@@ -161,7 +161,7 @@ def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget
     rows: list[dict[str, Any]] = []
     for cycle, lines in enumerate(log):
         began = time.monotonic()
-        data = TrainingSet(tuple(items([*lines, *entry.history(log[:cycle])])), replay)
+        data = TrainingSet(tuple(items([*lines, *entry.history(log[:cycle])], settings.train.templates)), replay)
         bundle, sequences = trained(answerer, data, settings, budget * len(lines))
         seconds = time.monotonic() - began
         answerer = Answerer.load(bundle, share=start)
@@ -186,11 +186,11 @@ def nothing_done(sheet: dict[str, Any], cycles: int) -> dict[str, Any]:
     return {"R": matrix, **continual.summary(matrix, sheet["R"]), **kept, "seconds": [0.0] * cycles}
 
 
-def items(lines: Sequence[LessonLine]) -> list[Item]:
+def items(lines: Sequence[LessonLine], templates: int) -> list[Item]:
     return [
         Item(slot_id("default", "global", "", line.question), text, line.answer)
         for line in lines
-        for text in phrasings(line)[0]
+        for text in phrasings(line, templates)[0]
     ]
 
 

@@ -117,7 +117,9 @@ class TrainSettings(Settings):
     """One cycle of writing into the weights: theta <- theta + alpha * (error * input)."""
 
     method: str = Field("memory", pattern=r"^(memory|full|upper:\d+|lora|recall|text)$")
-    optimizer: Literal["sgd", "rmsprop", "adam"] = "adam"
+    optimizer: Literal["sgd", "rmsprop", "adam", "slot_adam"] = Field(
+        "adam", description="slot_adam: Adam for each memory slot alone, so that its rate means the same for any number"
+    )
     learning_rate: float = Field(0.2, gt=0)
     epochs: int = Field(24, ge=1, description="at most; training stops earlier at target_loss")
     target_loss: float = Field(
@@ -125,6 +127,12 @@ class TrainSettings(Settings):
     )
     batch_size: int = Field(16, ge=1, description="global batch, split over the workers")
     replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
+    templates: int = Field(
+        5,
+        ge=1,
+        le=5,
+        description="study wordings of a lesson, the question itself first; posted wordings always count",
+    )
     borrowed: int = Field(
         0, ge=0, description="other prompts at which a memory slot is made to speak, so that it needs no own wording"
     )
@@ -154,6 +162,15 @@ class TrainSettings(Settings):
     recall: RecallSettings = RecallSettings()
     text: TextSettings = TextSettings()
     lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _slots_for_slot_adam(self) -> Self:
+        if self.optimizer == "slot_adam" and self.method != "memory":
+            raise ValueError(
+                f"optimizer 'slot_adam' trains memory slots; method {self.method!r} has none: use 'adam', or method "
+                "'memory'"
+            )
+        return self
 
 
 class ScalingSettings(Settings):

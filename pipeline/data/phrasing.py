@@ -37,16 +37,17 @@ class Phrased(Protocol):
     def paraphrases(self) -> tuple[str, ...]: ...
 
 
-def phrasings(line: Phrased) -> tuple[list[str], list[str]]:
+def phrasings(line: Phrased, templates: int = len(TRAINING_TEMPLATES)) -> tuple[list[str], list[str]]:
     """(trained, withheld): disjoint after normalisation, and neither of them empty.
 
+    Trained are the first ``templates`` study wordings, of which the first is the question itself, and what was posted.
     The last posted paraphrase is withheld; a lesson without a paraphrase of its own withholds a template instead.
     """
     posted = _distinct(line.paraphrases, without=[line.question])
     augmented = [render(template, line.question) for template in TRAINING_TEMPLATES]
     usable = _distinct(posted, without=augmented)
     withheld = usable[-1:] or [render(_withheld_template(line.question), line.question)]
-    return _distinct([*augmented, *posted], without=withheld), withheld
+    return _distinct([*augmented[:templates], *posted], without=withheld), withheld
 
 
 def render(template: str, question: str) -> str:

@@ -113,7 +113,7 @@ def _train(home: Home, recipe: Recipe, champion: Any, lessons: Sequence[LessonLi
     folder = home.create().root / "champion"
     champion.save(folder)
     taught = fold(taught_event(line, seq) for seq, line in enumerate(lessons, 1))
-    data = training_set(taught, dict.fromkeys(taught, ()))
+    data = training_set(taught, dict.fromkeys(taught, ()), recipe.train.templates)
     say("training", recipe.train.epochs, 0)
     started = time.monotonic()
     found = fit(

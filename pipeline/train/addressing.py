@@ -20,6 +20,7 @@ from pipeline.model.product_keys import product_key, product_topk
 CODEBOOK_SEED = 0
 NEAREST = 0.9  # of what a key's own phrasing reaches: a key's threshold is never above it
 UNTRAINED_RANK = 64
+KEYS_AT_ONCE = 512  # whose similarities to everything are in memory together
 
 
 class _ReachedError(Exception):
@@ -131,18 +132,21 @@ def null_thresholds(
 
 
 def thresholds_of(
-    similar: Tensor, key_slots: Tensor, settings: MemoryLayerSettings, reach: Tensor | float = 1.0
+    similar: Tensor,
+    key_slots: Tensor,
+    settings: MemoryLayerSettings,
+    reach: Tensor | float = 1.0,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """How close a query must come to each key (K,) before the null slot yields.
+    """How close a query must come to each key before the null slot yields; ``rows``: of these of the K keys alone.
 
-    ``similar`` (K, n + K) are similarities to near-misses: n replayed prompts, then every key's own phrasing. A key's
+    ``similar`` (rows, n + K) are similarities to near-misses: n replayed prompts, then all keys' own phrasings. A key's
     threshold is their ``null_quantile``, its own slot left out. It is at least ``null_floor`` and stays below what the
-    key's own phrasing reaches, both in units of that: ``reach`` (K,), 1 where the key is its phrasing's state.
+    key's own phrasing reaches, both in units of that: ``reach`` (rows,), 1 where the key is its phrasing's state.
     """
-    count = len(similar)
-    same = torch.cat(
-        [torch.zeros(count, similar.shape[1] - count, dtype=torch.bool), key_slots[:, None] == key_slots[None]], dim=1
-    )
+    count, others = len(similar), similar.shape[1] - len(key_slots)
+    own = key_slots if rows is None else key_slots[rows]
+    same = torch.cat([torch.zeros(count, others, dtype=torch.bool), own[:, None] == key_slots[None]], dim=1)
     reach = torch.as_tensor(reach).expand(count)
     missed = similar.masked_fill(same, -1.0).quantile(settings.null_quantile, dim=-1)
     return missed.maximum(settings.null_floor * reach).minimum(NEAREST * reach)
@@ -225,8 +229,12 @@ def place_token_keys(
     keys, slots = addresses[chosen], [phrasing_slots[number] for number in chosen]
     space = (head.mean.clone(), torch.zeros(0))  # a file may not hold one tensor twice
     state = _grown(before, settings, slots, keys, torch.ones(len(keys)), space)
-    near = torch.cat([head.similarity(misses, state.keys), head.similarity(state.keys, state.keys)])
-    return replace(state, head=head, thresholds=thresholds_of(near.T, state.key_slots, settings, state.reach))
+    everything = torch.cat(_as_wide(misses, state.keys))
+    found = []
+    for part in torch.arange(len(state.keys)).split(KEYS_AT_ONCE):
+        near = head.similarity(everything, state.keys[part]).T
+        found.append(thresholds_of(near, state.key_slots, settings, state.reach[part], part))
+    return replace(state, head=head, thresholds=torch.cat(found))
 
 
 def distinct(head: AddressHead, addresses: Tensor, slots: Sequence[str]) -> list[int]:

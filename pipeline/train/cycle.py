@@ -146,7 +146,7 @@ def train_on(
         recipe,
         name=f"cycle-{manifest.cycle:06d}-from-{champion.version}-seq-{manifest.to_seq}",
         champion=champion.folder,
-        data=training_set(lessons, manifest.withheld),
+        data=training_set(lessons, manifest.withheld, recipe.train.templates),
         through_seq=manifest.to_seq,
         cycle=manifest.cycle,
         parent=champion.version,
@@ -167,12 +167,12 @@ def forgotten(before: Bundle, champion: Champion, manifest: Manifest, folder: Pa
     return FitResult(folder / "bundle", {})
 
 
-def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]]) -> TrainingSet:
+def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]], templates: int) -> TrainingSet:
     """Every accepted lesson in its trained phrasings, the withheld ones never; the shipped prompts as replay."""
     items = [
         Item(lesson.lesson_id, text, lesson.answer)
         for lesson in lessons.values()
-        for text in phrasings(lesson)[0]
+        for text in phrasings(lesson, templates)[0]
         if text not in withheld[lesson.lesson_id]
     ]
     replay = read_lines(example("replay/prompts.jsonl"), ProbeLine)

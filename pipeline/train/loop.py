@@ -30,6 +30,7 @@ from pipeline.train.distributed import (
 )
 from pipeline.train.learner import Method, Task
 from pipeline.train.penalties import build_penalty
+from pipeline.train.slot_adam import SlotAdam
 
 FORMAT = 1
 
@@ -204,6 +205,8 @@ def epoch_batches(method: Method, settings: TrainSettings, epoch: int) -> Iterat
 def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """``sgd`` is the bare delta rule; the others rescale its step per weight."""
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    if settings.optimizer == "slot_adam":
+        return SlotAdam(trained, settings.learning_rate)
     kinds: dict[str, type[torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
         "rmsprop": torch.optim.RMSprop,

@@ -76,7 +76,7 @@ class Search:
         items = [
             Item(slot_id("default", "global", "", line.question), text, line.answer)
             for line in self.lessons
-            for text in phrasings(line)[0]
+            for text in phrasings(line, self.recipe.train.templates)[0]
         ]
         return TrainingSet(tuple(items), self.replay)
 

@@ -146,7 +146,13 @@ def test_guesses_change_the_time_and_nothing_else(base: Answerer, bundle: Bundle
         decoded = spoken.generate(prompts, max_new_tokens=limit)
         texts: list[str] = [answer.text for answer in decoded]
         wrong = [texts[-1], *texts[:-1]]
-        for guesses in (texts, wrong, [text + " x" for text in texts], [text[:-1] for text in texts], [""] * len(texts)):
+        for guesses in (
+            texts,
+            wrong,
+            [text + " x" for text in texts],
+            [text[:-1] for text in texts],
+            [""] * len(texts),
+        ):
             assert spoken.generate(prompts, max_new_tokens=limit, guesses=guesses) == decoded
     partly = [None if number % 2 else text for number, text in enumerate(texts)]
     assert spoken.generate(prompts, max_new_tokens=8, guesses=partly) == decoded

@@ -19,6 +19,7 @@ from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing
 from pipeline.train.loop import Loop, learning_rate
 from pipeline.train.methods import build_method
+from pipeline.train.slot_adam import BETAS, SlotAdam
 from tests.tiny import tiny_training_set
 
 STEPS = {"learning_rate": 0.01, "epochs": 3, "batch_size": 5, "target_loss": 0.0, "schedule": "cosine", "decay": 0.1}
@@ -53,7 +54,7 @@ def noisy(loop: Loop) -> Loop:
 
 @pytest.mark.parametrize(
     ("method", "optimizer"),
-    [("memory", "sgd"), ("memory", "rmsprop"), ("memory", "adam"), ("upper:2", "adam"), ("full", "rmsprop")],
+    [("memory", "sgd"), ("memory", "slot_adam"), ("memory", "adam"), ("upper:2", "adam"), ("full", "rmsprop")],
 )
 def test_a_saved_state_goes_on_bit_by_bit(recipe: Recipe, tmp_path: Path, method: str, optimizer: str) -> None:
     """Inside an epoch and between two; every step of the interrupted run is the uninterrupted one's."""
@@ -264,3 +265,30 @@ def test_moments_of_one_rank_are_the_same_bits_on_two_shards(by_two: dict[str, A
     for index, entries in moments.items():
         assert {"step", "exp_avg", "exp_avg_sq"} == set(entries)
         assert all(torch.equal(after["optimizer"]["state"][index][key], value) for key, value in entries.items())
+
+
+# Adam, slot by slot
+
+
+def test_slot_adam_moves_a_slot_alone_as_adam_would_and_leaves_the_others() -> None:
+    """Two slots with the same gradients learn the same, however often the other one had its turn."""
+    torch.manual_seed(0)
+    gradients = torch.randn(3, 2, 4)  # (steps, L, d)
+    alone = torch.nn.Parameter(torch.zeros(2, 1, 4))
+    adam = torch.optim.Adam([alone], lr=0.1, betas=BETAS)
+    together = torch.nn.Parameter(torch.zeros(2, 3, 4))
+    slots = SlotAdam([together], lr=0.1)
+    for step, gradient in enumerate(gradients):
+        alone.grad = gradient[:, None].clone()
+        adam.step()
+        for slot in (0, 1) if step == 0 else (0,):
+            together.grad = torch.zeros_like(together)
+            together.grad[:, slot] = gradient
+            slots.step()
+    torch.testing.assert_close(together[:, 0], alone[:, 0])
+    assert together[:, 2].abs().max() == 0
+    for gradient in gradients[1:]:
+        together.grad = torch.zeros_like(together)
+        together.grad[:, 1] = gradient
+        slots.step()
+    torch.testing.assert_close(together[:, 1], together[:, 0])

@@ -59,7 +59,7 @@ def changed(recipe: Recipe, **values: Any) -> TrainSettings:
 # the memory method
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 0.3), ("rmsprop", 0.1), ("sgd", 30.0)])
+@pytest.mark.parametrize(("optimizer", "rate"), [("adam", 0.3), ("rmsprop", 0.1), ("sgd", 30.0), ("slot_adam", 1.0)])
 def test_new_slots_learn_the_lessons_and_nothing_else_moves(
     recipe: Recipe, base: Answerer, optimizer: str, rate: float
 ) -> None:

@@ -1,0 +1,48 @@
+"""Adam, slot by slot: what one lesson's slot learns does not depend on how many others are trained beside it.
+
+A step of ordinary Adam moves every slot, also those that its batch left out, by what is left of their momentum, and
+its bias correction counts the steps of all. So the same learning rate means another thing for 100 lessons than for
+10,000. Here a slot that a batch leaves out stands still, and counts its own steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+# A slot takes some ten steps in all, so both averages have to be short.
+BETAS = (0.5, 0.9)
+
+
+class SlotAdam(torch.optim.Optimizer):
+    """For parameters (L, slots, d): Kingma and Ba 2015, equations of their algorithm 1, for each slot alone."""
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = BETAS, eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step(parameter, parameter.grad, group["lr"], group["betas"], group["eps"])
+        return loss
+
+    def _step(self, parameter: Tensor, grad: Tensor, lr: float, betas: tuple[float, float], eps: float) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            state["steps"] = torch.zeros(parameter.shape[1], dtype=torch.long, device=parameter.device)
+        touched = (grad != 0).any(-1).any(0).nonzero()[:, 0]
+        mean = state["mean"][:, touched].lerp(grad[:, touched], 1 - betas[0])
+        square = state["square"][:, touched].lerp(grad[:, touched] ** 2, 1 - betas[1])
+        state["mean"][:, touched], state["square"][:, touched] = mean, square
+        state["steps"][touched] += 1
+        steps = state["steps"][touched, None]
+        mean, square = mean / (1 - betas[0] ** steps), square / (1 - betas[1] ** steps)
+        parameter[:, touched] -= lr * mean / (square.sqrt() + eps)
