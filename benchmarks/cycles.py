@@ -67,7 +67,13 @@ def a_hundredth(log: Log) -> list[LessonLine]:
     return random.Random(len(earlier)).sample(earlier, round(LOG_SHARE * len(earlier) + 0.5)) if earlier else []
 
 
-DENSE: dict[str, Any] = {"train.method": "full", "train.learning_rate": DENSE_RATE, "train.replay_ratio": 0.0}
+DENSE: dict[str, Any] = {
+    "train.method": "full",
+    "train.learning_rate": DENSE_RATE,
+    "train.batch_size": 16,
+    "train.templates": 5,  # without study wordings they forget a bare sentence faster still
+    "train.replay_ratio": 0.0,
+}
 ENTRIES: dict[str, Entry] = {
     "naive": Entry(DENSE),
     "replay_all": Entry(DENSE, lambda log: [line for lines in log for line in lines]),

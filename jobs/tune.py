@@ -31,7 +31,7 @@ def command(
     trials: Annotated[int, typer.Option(min=1, help="points of the search")] = 8,
     name: Annotated[str | None, typer.Option(help="the same name goes on with an interrupted search")] = None,
     seed: Annotated[int, typer.Option(help="of the random search")] = 0,
-    optimizers: Annotated[bool, typer.Option("--optimizers", help="search adam, rmsprop and sgd as well")] = False,
+    optimizers: Annotated[bool, typer.Option("--optimizers", help="search the optimizer as well")] = False,
 ) -> None:
     """Search memory strategy and learning rate, starting from the champion; feedback and champion stay as they are.
 

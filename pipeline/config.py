@@ -58,12 +58,12 @@ class MemorySettings(Settings):
 class MemoryLayerSettings(Settings):
     """The slots inside the transformer. Layer numbers count from 0 and name the decoder layer."""
 
-    key_layer: int = Field(4, ge=0, description="layer whose states of the question address the slots")
+    key_layer: int = Field(6, ge=0, description="layer whose states of the question address the slots")
     value_layers: tuple[int, ...] = Field((12, 18, 24), min_length=1)
-    keys: Literal["states", "tokens", "random", "kmeans", "product"] = Field(
-        "states",
-        description="where keys lie: on the lessons' own questions, as whitened mean states or token by token through "
-        "a trained head; or, as ablations, on the nearest of `codes` random directions, k-means centres of "
+    keys: Literal["tokens", "states", "random", "kmeans", "product"] = Field(
+        "tokens",
+        description="where keys lie: on the lessons' own questions, token by token through a trained head or as "
+        "whitened mean states; or, as ablations, on the nearest of `codes` random directions, k-means centres of "
         "replayed prompts, or products of half keys",
     )
     head: str | None = Field(
@@ -76,7 +76,7 @@ class MemoryLayerSettings(Settings):
     ridge: float = Field(0.1, gt=0, description="added to the whitening's eigenvalues, in units of their mean")
     null_quantile: float = Field(0.99, gt=0, le=1, description="near-misses that each key must leave to the null slot")
     null_floor: float = Field(
-        0.5, ge=0, lt=1, description="similarity below which no key speaks, whatever was replayed"
+        0.65, ge=0, lt=1, description="similarity below which no key speaks, whatever was replayed"
     )
 
     @model_validator(mode="after")
@@ -117,10 +117,12 @@ class TrainSettings(Settings):
     """One cycle of writing into the weights: theta <- theta + alpha * (error * input)."""
 
     method: str = Field("memory", pattern=r"^(memory|full|upper:\d+|lora|recall|text)$")
-    optimizer: Literal["sgd", "rmsprop", "adam", "slot_adam"] = Field(
-        "adam", description="slot_adam: Adam for each memory slot alone, so that its rate means the same for any number"
+    optimizer: Literal["auto", "sgd", "rmsprop", "adam", "slot_adam"] = Field(
+        "auto",
+        description="slot_adam: Adam for each memory slot alone, so that its rate means the same for any number of "
+        "lessons; auto: slot_adam for memory slots, adam for other weights",
     )
-    learning_rate: float = Field(0.2, gt=0)
+    learning_rate: float = Field(1.0, gt=0)
     epochs: int = Field(24, ge=1, description="at most; training stops earlier at target_loss")
     target_loss: float = Field(
         0.02, ge=0, description="mean loss per token of an epoch at which the lessons are learned"
@@ -134,7 +136,7 @@ class TrainSettings(Settings):
         description="study wordings of a lesson, the question itself first; posted wordings always count",
     )
     borrowed: int = Field(
-        0, ge=0, description="other prompts at which a memory slot is made to speak, so that it needs no own wording"
+        1, ge=0, description="other prompts at which a memory slot is made to speak, so that it needs no own wording"
     )
     replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")
     penalty: Literal["none", "l2", "ewc"] = Field(

@@ -20,6 +20,11 @@ class Task(Protocol):
         """Targets in it: a batch's loss is the sum over tasks divided by the sum of these."""
         ...
 
+    @property
+    def home(self) -> int | None:
+        """Tasks of one home go to the same rank; ``None``: to any."""
+        ...
+
 
 class Learner(nn.Module):
     """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what training writes."""

@@ -111,9 +111,10 @@ class Loop:
         all target tokens, wherever they were.
         """
         rank, world = rank_and_world()
-        mine, total = batch[rank::world], 0.0
+        shares, total = shared_out(batch, world), 0.0
+        mine, most = shares[rank], max(map(len, shares))
         size = self.settings.micro_batch or len(batch)
-        parts = math.ceil(math.ceil(len(batch) / world) / size)
+        parts = math.ceil(most / size)
         targets = sum(task.tokens for task in batch)
         for number in range(parts):
             part = mine[number * size : (number + 1) * size]
@@ -202,17 +203,28 @@ def epoch_batches(method: Method, settings: TrainSettings, epoch: int) -> Iterat
         yield mixed[start : start + settings.batch_size]
 
 
+def shared_out(batch: Sequence[Task], world: int) -> list[list[Task]]:
+    """Every rank's part of a global batch: tasks that have a home by their homes, the others by turns."""
+    shares: list[list[Task]] = [[] for _ in range(world)]
+    for number, task in enumerate(batch):
+        shares[(number if task.home is None else task.home) % world].append(task)
+    return shares
+
+
 def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """``sgd`` is the bare delta rule; the others rescale its step per weight."""
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    if settings.optimizer == "slot_adam":
+    kind = settings.optimizer
+    if kind == "auto":
+        kind = "slot_adam" if settings.method == "memory" else "adam"
+    if kind == "slot_adam":
         return SlotAdam(trained, settings.learning_rate)
     kinds: dict[str, type[torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
         "rmsprop": torch.optim.RMSprop,
         "adam": torch.optim.AdamW,
     }
-    return kinds[settings.optimizer](trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
+    return kinds[kind](trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
 
 
 def _goes_with(value: Any, parameter: Tensor) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pipeline.config import MemoryLayerSettings, TrainSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
-from pipeline.model.backbone import Backbone, Prompt
+from pipeline.model.backbone import Backbone
 from pipeline.model.bundle import Bundle, trained_weights
 from pipeline.model.memory_layer import MemoryPass, MemoryState
 from pipeline.train.addressing import fitted, place, question_states, question_tokens, read_of
@@ -51,6 +51,7 @@ class LessonTask:
     sequence: Continuation
     replayed: bool
     index: int  # of its row of slot weights
+    home: int | None = None  # tasks of one home go to one rank, which then keeps what their prompts cost
 
     @property
     def tokens(self) -> int:
@@ -97,7 +98,7 @@ class MemoryLearner(LessonLearner):
 
     def __init__(
         self, backbone: Backbone, state: MemoryState, weights: Tensor, new: int,
-        champion: tuple[MemoryState | None, Tensor | None], prompts: Sequence[Prompt],
+        champion: tuple[MemoryState | None, Tensor | None], prefixes: PrefixCache,
     ) -> None:  # fmt: skip
         super().__init__()
         fixed = len(state.slots) - new
@@ -107,7 +108,7 @@ class MemoryLearner(LessonLearner):
         self._backbone, self._state = (backbone,), (state,)
         self._champion = champion  # its slots and its own reading of every prompt: new keys change who is read
         self._weights = (weights,)
-        self._prefixes = PrefixCache(backbone, prompts)
+        self._prefixes = prefixes
 
     def values(self) -> Tensor:
         return torch.cat([cast(Tensor, self.old_values), self.new_values], dim=1)
@@ -166,8 +167,12 @@ class MemoryMethod(LessonMethod):
         if read_before is not None:
             read_before = read_before.to(weights)
         champion = (answerer.memory, read_before)
-        prompts = [task.sequence.prompt for task in (*self.tasks, *self.replay_tasks)]
-        self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion, prompts)
+        prefixes = PrefixCache(backbone, [task.sequence.prompt for task in (*self.tasks, *self.replay_tasks)])
+        self.tasks, self.replay_tasks = (
+            [replace(task, home=prefixes.group(task.sequence.prompt)) for task in tasks]
+            for tasks in (self.tasks, self.replay_tasks)
+        )
+        self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion, prefixes)
 
     def _states(self, data: TrainingSet, settings: MemoryLayerSettings, share: Share) -> list[Tensor]:
         """Of lessons' phrasings and replayed prompts: tokens' states, or their mean, as the keys want them."""

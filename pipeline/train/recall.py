@@ -112,6 +112,7 @@ class RecallTask:
     pairs: int
     seed: int
     tokens: int  # questions
+    home: int | None = None
 
 
 class RecallLearner(Learner):

@@ -37,7 +37,7 @@ from pipeline.train.placement import on_worker, require_room, worker_resources
 
 DRIVER_CPUS = 0.1  # a trial's driver waits for its workers nearly all the time
 STRATEGIES = ("adaptive", "copy", "context", "weights")
-OPTIMIZERS = ("adam", "rmsprop", "sgd")
+OPTIMIZERS = ("slot_adam", "adam", "rmsprop", "sgd")  # the first for memory slots alone
 RATE_SPAN = 10.0  # learning rates from a tenth of the recipe's to ten times it
 ASKED_FILE, OUTCOMES, TRIALS_FILE, RECIPE_FILE, PLOT_FILE = (
     "search.json", "outcomes", "trials.json", "recipe.yaml", "learned_against_kept.png",
@@ -69,7 +69,8 @@ class Search:
             "memory.strategy": tune.choice(STRATEGIES),
             "train.learning_rate": tune.loguniform(rate / RATE_SPAN, rate * RATE_SPAN),
         }
-        return space | ({"train.optimizer": tune.choice(OPTIMIZERS)} if self.optimizers else {})
+        usable = OPTIMIZERS if self.recipe.train.method == "memory" else OPTIMIZERS[1:]
+        return space | ({"train.optimizer": tune.choice(usable)} if self.optimizers else {})
 
     def training_set(self) -> TrainingSet:
         """The lessons in their trained phrasings, named as the lesson memory names them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -51,7 +52,9 @@ Layer = tuple[Tensor, Tensor]  # keys and values, each (batch, heads, tokens, he
 
 
 class PrefixCache:
-    """Key-value caches of prompts without their last token; ``prompts`` are kept as far as the budget goes.
+    """Key-value caches of ``prompts`` without their last token, kept as far as the budget goes.
+
+    What all prompts begin with (the chat template's first lines) is computed and kept once.
 
     A cache depends in its last bits on what else was in the batch that computed it. So prompts that are kept are
     computed in groups of their own, whenever the first of a group is asked for: a resumed run, which asks in another
@@ -60,62 +63,94 @@ class PrefixCache:
 
     group_size = 16
 
-    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt] = (), budget_bytes: int = 2 << 30) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], budget_bytes: int = 2 << 30) -> None:
         self.backbone = backbone
         self._kept: dict[Prompt, list[Layer]] = {}
-        self._group: dict[Prompt, tuple[Prompt, ...]] = {}
         ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: len(prompt.ids))  # little padding
-        left = budget_bytes / self._bytes_per_token() if ordered else 0.0
-        for group in (tuple(ordered[i : i + self.group_size]) for i in range(0, len(ordered), self.group_size)):
-            left -= sum(len(prompt.ids) - 1 for prompt in group)
+        self._shared = _common_length(ordered)
+        self._beginning = self._run([p.ids[: self._shared] for p in ordered[:1]], []) if self._shared else []
+        groups = [tuple(ordered[i : i + self.group_size]) for i in range(0, len(ordered), self.group_size)]
+        self._group = {prompt: number for number, group in enumerate(groups) for prompt in group}
+        self._groups, left = groups, budget_bytes / self._bytes_per_token() if ordered else 0.0
+        self._lasting = 0  # groups that are kept
+        for group in groups:
+            left -= sum(self._own(prompt) for prompt in group)
             if left < 0:
                 break
-            self._group |= dict.fromkeys(group, group)
+            self._lasting += 1
+
+    def group(self, prompt: Prompt) -> int:
+        """The number of the group that the prompt is computed in."""
+        return self._group[prompt]
 
     def layers(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:
-        """The caches of several prompts; those that are not kept are computed in one batch."""
-        for group in dict.fromkeys(self._group[p] for p in prompts if p in self._group and p not in self._kept):
-            self._kept |= zip(group, self._compute(group), strict=True)
-        others = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._kept))
+        """The prompts' own parts; those that are not kept are computed in one batch."""
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
+        for number in dict.fromkeys(self._group[p] for p in missing if self._group[p] < self._lasting):
+            self._kept |= zip(self._groups[number], self._compute(self._groups[number]), strict=True)
+        others = [prompt for prompt in missing if prompt not in self._kept]
         fresh = dict(zip(others, self._compute(others), strict=True)) if others else {}
         return [self._kept.get(prompt) or fresh[prompt] for prompt in prompts]
 
+    def batch(self, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor]:
+        """Caches of several prompts and their mask (batch, tokens): the shared beginning, padding, the prompt's own."""
+        parts = self.layers(prompts)
+        width = max(self._own(p) for p in prompts)
+        pads = [width - self._own(p) for p in prompts]
+        layers = []
+        for n in range(len(parts[0])):
+            sides = []
+            for side in (0, 1):
+                own = [nn.functional.pad(part[n][side], (0, 0, pad, 0)) for part, pad in zip(parts, pads, strict=True)]
+                rows = torch.cat(own)
+                if self._shared:
+                    rows = torch.cat([self._beginning[n][side].expand(len(rows), -1, -1, -1), rows], dim=2)
+                sides.append(rows)
+            layers.append(tuple(sides))
+        mask = torch.tensor(
+            [[1] * self._shared + [0] * pad + [1] * (width - pad) for pad in pads], device=self.backbone.device
+        )
+        return DynamicCache(layers), mask
+
+    def _own(self, prompt: Prompt) -> int:
+        """Tokens of a prompt's own between the shared beginning and its last token."""
+        return len(prompt.ids) - 1 - self._shared
+
     def _bytes_per_token(self) -> int:
-        (layers,) = self._compute([Prompt((self.backbone.end_token,) * 2, (False,) * 2)])
-        return sum(keys.nbytes + values.nbytes for keys, values in layers)
+        layers = self._beginning or self._run([(self.backbone.end_token,)], [])
+        return sum(keys.nbytes + values.nbytes for keys, values in layers) // max(1, self._shared)
+
+    def _compute(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:
+        own = [p.ids[self._shared : -1] for p in prompts]
+        found = self._run(own, self._beginning)
+        return [
+            [(keys[[row], :, -len(ids) :].clone(), values[[row], :, -len(ids) :].clone()) for keys, values in found]
+            for row, ids in enumerate(own)
+        ]
 
     @torch.no_grad()
-    def _compute(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:
-        batch = self.backbone.batch([Prompt(p.ids[:-1], p.span[:-1]) for p in prompts])
+    def _run(self, rows: Sequence[Sequence[int]], beginning: list[Layer]) -> list[Layer]:
+        """Every layer's keys and values of token rows, padded on the left, behind a beginning (1, heads, tokens, d)."""
+        batch = self.backbone.batch([Prompt(tuple(ids), (False,) * len(ids)) for ids in rows])
+        before = beginning[0][0].shape[2] if beginning else 0
+        past = [tuple(side.expand(len(rows), -1, -1, -1) for side in layer) for layer in beginning]
         cache = self.backbone.model(
             input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
+            attention_mask=torch.cat([batch.mask.new_ones(len(rows), before), batch.mask], dim=1),
+            position_ids=before + batch.positions,
+            past_key_values=DynamicCache(past) if past else None,
             use_cache=True,
             logits_to_keep=1,
         ).past_key_values
-        lengths = [len(p.ids) - 1 for p in prompts]
-        return [
-            [(layer.keys[row, :, -n:].clone()[None], layer.values[row, :, -n:].clone()[None]) for layer in cache.layers]
-            for row, n in enumerate(lengths)
-        ]
+        return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def batch(self, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor]:
-        """Left-padded caches of several prompts and their mask (batch, tokens)."""
-        parts = self.layers(prompts)
-        width = max(len(p.ids) for p in prompts) - 1
-        pads = [width - (len(p.ids) - 1) for p in prompts]
-        layers = [
-            tuple(
-                torch.cat(
-                    [nn.functional.pad(part[n][side], (0, 0, pad, 0)) for part, pad in zip(parts, pads, strict=True)]
-                )
-                for side in (0, 1)
-            )
-            for n in range(len(parts[0]))
-        ]
-        mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads], device=self.backbone.device)
-        return DynamicCache(layers), mask
+
+def _common_length(prompts: Sequence[Prompt]) -> int:
+    """Of the beginning that all prompts share; every prompt keeps a token of its own, and its last one."""
+    if len(prompts) < 2:
+        return 0
+    columns = zip(*(prompt.ids[:-2] for prompt in prompts), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def logits_after_prefix(

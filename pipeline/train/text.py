@@ -26,6 +26,7 @@ class BlockTask:
 
     row: int
     tokens: int
+    home: int | None = None
 
 
 class TextLearner(Learner):

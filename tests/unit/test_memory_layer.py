@@ -175,9 +175,10 @@ def test_the_cached_prefix_gives_the_whole_sequence_s_logits(answerer: Answerer,
     weights = weights_of(answerer, memory, QUESTIONS)
     fixed = MemoryPass(memory, memory.values, weights=weights, addressed=True)
     with torch.no_grad():
-        short, targets = logits_after_prefix(backbone, PrefixCache(backbone), sequences, fixed)
+        prefixes = PrefixCache(backbone, [sequence.prompt for sequence in sequences])
+        short, targets = logits_after_prefix(backbone, prefixes, sequences, fixed)
         whole = whole_logits(answerer, memory, sequences, targets)
-        plain, _ = logits_after_prefix(backbone, PrefixCache(backbone), sequences, None)
+        plain, _ = logits_after_prefix(backbone, prefixes, sequences, None)
         unread, _ = logits_of_whole(backbone.model, backbone, sequences)
     assert targets.ids[0, :3].tolist() == [*backbone.answer_ids("ab"), backbone.end_token]
     torch.testing.assert_close(short[targets.valid], whole[targets.valid], rtol=1e-4, atol=1e-4)
@@ -223,7 +224,9 @@ def test_generation_reads_what_training_reads(answerer: Answerer, state: MemoryS
     fixed = MemoryPass(memory, memory.values, weights=weights, addressed=True)
     sequences = [lesson_sequence(answerer.backbone, question, "") for question in QUESTIONS]
     with torch.no_grad():
-        logits, _ = logits_after_prefix(answerer.backbone, PrefixCache(answerer.backbone), sequences, fixed)
+        logits, _ = logits_after_prefix(
+            answerer.backbone, PrefixCache(answerer.backbone, [s.prompt for s in sequences]), sequences, fixed
+        )
     first = [answerer.backbone.tokenizer.decode([token]).strip() for token in logits[:, 0].argmax(-1).tolist()]
     texts = [g.text for g in served.generate([prompt_messages(q) for q in QUESTIONS], max_new_tokens=1)]
     assert texts == ["" if text == "<|im_end|>" else text for text in first]

@@ -27,6 +27,11 @@ def test_the_laptop_recipe_is_the_default() -> None:
     assert load_recipe(ROOT / "examples" / "laptop.yaml") == Recipe()
 
 
+def test_the_fast_recipe_is_the_default_in_larger_batches() -> None:
+    spelled_out = {"train.optimizer": "slot_adam", "train.batch_size": 32}
+    assert load_recipe(ROOT / "examples" / "fast.yaml") == Recipe().with_changes(spelled_out)
+
+
 def test_the_two_sizes_name_the_same_fields() -> None:
     laptop, cluster = (
         yaml.safe_load((ROOT / "examples" / name).read_text()) for name in ("laptop.yaml", "cluster.yaml")
