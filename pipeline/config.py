@@ -130,7 +130,7 @@ class TrainSettings(Settings):
     batch_size: int = Field(16, ge=1, description="global batch, split over the workers")
     replay_ratio: float = Field(0.5, ge=0, description="replayed prompts per lesson phrasing; 0 is naive training")
     templates: int = Field(
-        5,
+        1,
         ge=1,
         le=5,
         description="study wordings of a lesson, the question itself first; posted wordings always count",
