@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.cluster import KMeans
@@ -20,6 +21,7 @@ from pipeline.model.product_keys import product_key, product_topk
 CODEBOOK_SEED = 0
 NEAREST = 0.9  # of what a key's own phrasing reaches: a key's threshold is never above it
 UNTRAINED_RANK = 64
+STATES_FLOOR = 0.5  # mean states of different questions lie less close together
 KEYS_AT_ONCE = 512  # whose similarities to everything are in memory together
 
 
@@ -157,7 +159,9 @@ def fitted(settings: MemoryLayerSettings, before: MemoryState | None) -> MemoryL
     if before is None:
         return settings
     kind = "tokens" if before.head is not None else "states" if settings.keys == "tokens" else settings.keys
-    layout = {"keys": kind, "key_layer": before.key_layer, "value_layers": before.value_layers}
+    layout: dict[str, Any] = {"keys": kind, "key_layer": before.key_layer, "value_layers": before.value_layers}
+    if kind == "states" and settings.keys == "tokens":
+        layout["null_floor"] = STATES_FLOOR  # the recipe's is meant for the other kind
     return settings.model_copy(update=layout)
 
 
