@@ -47,7 +47,7 @@ class MemorySettings(Settings):
     )
     policy_rate: float = Field(0.05, ge=0, le=1, description="step size of a rating on the choice of strategies")
     candidates: int = Field(16, ge=1, le=1024, description="lessons that the first stage hands to the router")
-    gate: float = Field(0.5, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
+    gate: float = Field(0.65, gt=0, lt=1, description="copy when the weight on lessons (1 - null) exceeds this")
     alpha_min: float = Field(0.02, gt=0, le=1, description="floor of the belief's step size")
     trust: dict[str, float] = Field(default_factory=lambda: {"ask": 1.0, "teach": 1.0, "admin": 1.0})
     trust_prior: float = Field(

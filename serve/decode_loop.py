@@ -19,6 +19,7 @@ from pipeline.memory.mixture import Mixture
 from pipeline.model.backbone import Prompt
 from serve.running_batch import GREEDY, Sampling
 from serve.text_stream import TextStream
+from serve.threads import use_threads
 
 log = logging.getLogger("serve.decode_loop")
 
@@ -156,9 +157,13 @@ class Running:
 
 
 class DecodeLoop:
-    """One daemon thread. After a swap the rows of the old bundle run to their end beside those of the new one."""
+    """One daemon thread. After a swap the rows of the old bundle run to their end beside those of the new one.
 
-    def __init__(self) -> None:
+    ``threads`` work on one step.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
         self._running: list[Running] = []
@@ -187,6 +192,7 @@ class DecodeLoop:
         return sum(len(running.jobs) for running in self._running), len(self._waiting) + self._inbox.qsize()
 
     def _forever(self) -> None:
+        use_threads(self._threads)
         while not self._stopping:
             self._receive(block=not self._waiting and not self._running)
             try:

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import ray
-import torch
 from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
@@ -28,6 +27,7 @@ from serve.app import build
 from serve.champion import NoChampion
 from serve.serve_yaml import ServeArgs
 from serve.service import Service
+from serve.threads import use_threads
 
 APP, SEALER_APP = "agm", "agm-sealer"
 SEALER_CPUS = 0.05
@@ -53,7 +53,7 @@ class AnswererDeployment:
     """One replica: it catches up with the log before it says that it is ready."""
 
     def __init__(self, args: ServeArgs, nodes: int) -> None:
-        torch.set_num_threads(args.recipe.serve.threads_per_replica)  # Ray ties OMP_NUM_THREADS to num_cpus
+        use_threads(1)  # decoding, in a thread of its own, takes more
         self.service = Service.open(worker_home(), args.recipe, nodes=nodes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

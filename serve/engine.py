@@ -25,6 +25,7 @@ from serve.batching import Batcher
 from serve.canary import Canary
 from serve.decode_loop import Decoded, DecodeLoop, Job, Served
 from serve.running_batch import GREEDY, Sampling
+from serve.threads import use_threads
 from serve.watermark import Watermark
 
 NOTHING_READ = Reading(1.0, ())
@@ -91,6 +92,7 @@ class BatchEngine:
         followed: Watermark,
         *,
         max_batch: int = 16,
+        threads: int = 1,
         follow_timeout_s: float = 5.0,
     ) -> None:
         self.served = served
@@ -98,8 +100,8 @@ class BatchEngine:
         self.memory = memory
         self.followed = followed
         self.policy = RatedPolicy(settings.policy_rate)
-        self.memory_thread = ThreadPoolExecutor(1, "lesson-memory")
-        self.decoding = DecodeLoop()
+        self.memory_thread = ThreadPoolExecutor(1, "lesson-memory", use_threads, (1,))
+        self.decoding = DecodeLoop(threads)
         self._settings = settings
         self._follow_timeout_s = follow_timeout_s
         self._reader = Batcher(self._read, self.memory_thread, max_batch=max_batch)

@@ -16,6 +16,7 @@ from serve.canary import Canary
 from serve.decode_loop import Served
 from serve.engine import BatchEngine
 from serve.metrics import Meters
+from serve.threads import use_threads
 
 log = logging.getLogger("serve.follower")
 
@@ -86,7 +87,7 @@ class ChampionFollower:
         self._meters = meters
         self._poll_s = poll_s
         self._canary = canary
-        self._thread = ThreadPoolExecutor(1, "bundle-loader")
+        self._thread = ThreadPoolExecutor(1, "bundle-loader", use_threads, (1,))
         self._refused: dict[object, float] = {}  # promotion id or canary -> when it may be tried again
         self.last_refusal: str | None = None
 

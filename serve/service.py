@@ -74,7 +74,14 @@ class Service:
         """The parts around a model that is loaded; ``current`` and ``load`` say what to follow."""
         meters, serve = Meters(), recipe.serve
         memory = LessonMemory(load_encoder(recipe.model.encoder), served.router or load_router(), recipe.memory)
-        engine = BatchEngine(served, memory, recipe.memory, Watermark(), max_batch=serve.max_batch)
+        engine = BatchEngine(
+            served,
+            memory,
+            recipe.memory,
+            Watermark(),
+            max_batch=serve.max_batch,
+            threads=serve.threads_per_replica,
+        )
         poll_s = serve.poll_ms / 1000
         champion_poll_s = max(poll_s, CHAMPION_POLL_S)
         _watch(meters, engine)
