@@ -236,6 +236,9 @@ class CurationSettings(Settings):
 
     junk: bool = Field(True, description="hold back answers that look like none: links, markup, repetition, no word")
     per_source_hour: int = Field(120, ge=0, description="corrections and ratings of one source in an hour; 0: no limit")
+    per_key_hour: int = Field(
+        10_000, ge=0, description="the same of one 'ask' key, whatever sources it speaks for; 0: no limit"
+    )
     repeats: int = Field(5, ge=0, description="other questions with nearly the same answer in an hour; 0: no limit")
     near: float = Field(0.9, gt=0, le=1, description="similarity from which two answers are nearly the same")
     least_trust: float = Field(0.25, ge=0, le=1, description="trust below which a source is held back; 1: unknown yet")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable
 from functools import partial
 from typing import Annotated
 
@@ -53,20 +53,17 @@ class NewLesson(LessonLine, RequestBody):
 @routes.post("/v1/feedback")
 async def feedback(body: FeedbackRequest, request: Request, key: Asker) -> FeedbackReply:
     service: Service = request.app.state.service
-    change = partial(
-        intake.record_feedback,
-        service.log,
+    said = intake.Said(
         response_id=body.response_id,
         kind=body.kind,
+        key=key,
         value=body.value,
         tags=body.tags,
         feedback_id=body.feedback_id,
-        key=key,
         source=body.source or None,
         session=body.session,
-        curator=service.curator,
     )
-    receipt = await _written(service, change)
+    receipt = await _written(service.recorder.hear(said))
     service.meters.feedback.inc(tags={"kind": body.kind})
     if body.kind == "rating" and not receipt.duplicate:
         service.meters.rated(receipt.model_version or 0, float(body.value))
@@ -80,7 +77,7 @@ async def teach(body: NewLesson, request: Request, key: Teacher) -> FeedbackRepl
     change = partial(
         intake.record_lesson, service.log, line, key=key, feedback_id=body.feedback_id, session=body.session
     )
-    return await _applied(service, await _written(service, change))
+    return await _applied(service, await _written(service.recorder.write(change)))
 
 
 @routes.patch("/v1/lessons/{lesson_id}")
@@ -101,7 +98,7 @@ async def amend(
         session=body.session,
         curator=service.curator,
     )
-    return await _applied(service, await _written(service, change))
+    return await _applied(service, await _written(service.recorder.write(change)))
 
 
 @routes.delete("/v1/lessons/{lesson_id}")
@@ -119,7 +116,7 @@ async def retract(
         session=session,
         lesson=service.memory.get(lesson_id),
     )
-    return await _applied(service, await _written(service, change))
+    return await _applied(service, await _written(service.recorder.write(change)))
 
 
 @routes.get("/v1/lessons/{lesson_id}")
@@ -214,9 +211,9 @@ def _cycle(use: traced.CycleUse) -> LineageCycle:
     return LineageCycle(**{**vars(use), "lessons": list(use.lessons)})
 
 
-async def _written(service: Service, change: Callable[[], Receipt]) -> Receipt:
+async def _written(writing: Awaitable[Receipt]) -> Receipt:
     try:
-        return await service.recorder.write(change)
+        return await writing
     except ValueError as error:  # the log's own checks name field and value
         raise ApiError(422, "invalid_value", str(error)) from None
 
@@ -324,7 +321,9 @@ async def expire(lesson_id: Identifier, body: End, request: Request, key: Asker)
     found = await _explained(request, key, lesson_id, body.user, body.session)
     change = partial(intake.expire_lesson, service.log, lesson_id, body.expires)
     who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
-    return await _applied(service, await _written(service, partial(change, key=key, lesson=found.lesson, **who)))
+    return await _applied(
+        service, await _written(service.recorder.write(partial(change, key=key, lesson=found.lesson, **who)))
+    )
 
 
 @routes.post("/v1/lessons/{lesson_id}/rating")
@@ -336,7 +335,9 @@ async def rate(lesson_id: Identifier, body: Rating, request: Request, key: Asker
         intake.rate_lesson, service.log, lesson_id, found.lesson.answer, body.value, curator=service.curator
     )
     who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
-    return await _applied(service, await _written(service, partial(change, key=key, lesson=found.lesson, **who)))
+    return await _applied(
+        service, await _written(service.recorder.write(partial(change, key=key, lesson=found.lesson, **who)))
+    )
 
 
 async def _explained(request: Request, key: Key, lesson_id: str, user: str, session: str) -> Explanation:

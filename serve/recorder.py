@@ -7,8 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar, cast
 
+from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.records import Event, NewEvent
+from pipeline.feedback.intake import Receipt, Said, record_feedbacks
+from pipeline.feedback.records import Event, NewEvent, attempt
+from pipeline.feedback.vault import KeyUnavailable
 from serve.batching import Batcher
 
 Result = TypeVar("Result")
@@ -20,43 +23,46 @@ class Recorder:
     One thread writes, because SQLite has one writer; queueing here is cheaper than waiting for its lock.
     """
 
-    def __init__(self, log: EventLog, *, max_group: int = 256) -> None:
+    def __init__(self, log: EventLog, curator: Curator, *, max_group: int = 256) -> None:
         self._log = log
+        self._curator = curator
         self._thread = ThreadPoolExecutor(1, "event-log")
         self._answers = Batcher(self._append, self._thread, max_batch=max_group)
+        self._feedback = Batcher(self._hear, self._thread, max_batch=max_group)
         self._changes: Batcher[Callable[[], Any], Any] = Batcher(self._change, self._thread, max_batch=max_group)
 
     async def record(self, event: NewEvent) -> Event:
         """Returns after the commit."""
         return await self._answers.submit(event)
 
+    async def hear(self, said: Said) -> Receipt:
+        """Returns after the commit."""
+        return await self._feedback.submit(said)
+
     async def write(self, change: Callable[[], Result]) -> Result:
         """Run another write, such as one of :mod:`pipeline.feedback.intake`, in the writing thread."""
         return cast(Result, await self._changes.submit(change))
 
     async def close(self) -> None:
-        await asyncio.gather(self._answers.close(), self._changes.close())
+        await asyncio.gather(self._answers.close(), self._feedback.close(), self._changes.close())
         self._thread.shutdown(wait=True)
 
     def _append(self, events: list[NewEvent]) -> list[Event | Exception]:
-        try:
-            return [*self._log.append(events)]
-        except ValueError:  # one event that the log refuses must not take its neighbours along
-            return [self._append_alone(event) for event in events]
+        appended = self._log.append_each([[event] for event in events])
+        return [stored if isinstance(stored, Exception) else stored[0] for stored in appended]
 
-    def _append_alone(self, event: NewEvent) -> Event | Exception:
+    def _hear(self, said: list[Said]) -> list[Receipt | Exception]:
         try:
-            return self._log.append([event])[0]
-        except ValueError as error:
+            return record_feedbacks(self._log, said, self._curator)
+        except KeyUnavailable:  # of an answer that cannot be read any more: whoever speaks about another is heard
+            return [self._hear_alone(one) for one in said]
+
+    def _hear_alone(self, said: Said) -> Receipt | Exception:
+        try:
+            return record_feedbacks(self._log, [said], self._curator)[0]
+        except KeyUnavailable as error:
             return error
 
     def _change(self, changes: list[Callable[[], Any]]) -> list[Any]:
         with self._log.together():
-            return [self._change_alone(change) for change in changes]
-
-    def _change_alone(self, change: Callable[[], Any]) -> Any:
-        """What a change refuses (before it writes anything) is its caller's alone."""
-        try:
-            return change()
-        except (ValueError, LookupError, PermissionError) as error:
-            return error
+            return [attempt(change) for change in changes]  # each refuses before it writes anything

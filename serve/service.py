@@ -82,6 +82,7 @@ class Service:
             max_batch=serve.max_batch,
             threads=serve.threads_per_replica,
         )
+        curator = Curator(recipe.feedback.curation, memory.trust_of)
         poll_s = serve.poll_ms / 1000
         champion_poll_s = max(poll_s, CHAMPION_POLL_S)
         _watch(meters, engine)
@@ -89,10 +90,10 @@ class Service:
             home=home,
             recipe=recipe,
             log=log,
-            curator=Curator(recipe.feedback.curation, memory.trust_of),
+            curator=curator,
             memory=memory,
             engine=engine,
-            recorder=Recorder(log),
+            recorder=Recorder(log, curator),
             gatekeeper=Gatekeeper(KeyRing(log.engine)),
             lesson_follower=LessonFollower(log, memory, engine, poll_s),
             champion_follower=ChampionFollower(

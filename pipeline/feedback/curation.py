@@ -51,27 +51,84 @@ class Curator:
 
     def screened(self, log: EventLog, events: Sequence[NewEvent]) -> list[NewEvent]:
         """The events of one feedback as they are to be logged: marked, and with a record, where they are held back."""
-        vote = next((event for event in reversed(events) if _is_vote(event)), None)
-        reasons = [] if vote is None else self.reasons(log, vote)
-        if not reasons or vote is None:
-            return list(events)
-        marked = [replace(event, body={**event.body, HELD: reasons}) for event in events]
-        return [*marked, replace(vote, kind="quarantine", event_id=new_id("evt"), body={"reasons": reasons})]
+        return self.screen(log, [events])[0]
 
-    def reasons(self, log: EventLog, vote: NewEvent) -> list[str]:
+    def screen(self, log: EventLog, feedbacks: Sequence[Sequence[NewEvent]]) -> list[list[NewEvent]]:
+        """The same for each of many: what a source or a key says earlier among them counts against it, too."""
+        votes = [next((event for event in reversed(events) if _is_vote(event)), None) for events in feedbacks]
+        lately = _Lately(log, [vote for vote in votes if vote is not None], self.settings)
+        screened = []
+        for events, vote in zip(feedbacks, votes, strict=True):
+            reasons = [] if vote is None else self._reasons(lately, vote)
+            screened.append(_marked(events, vote, reasons) if vote is not None and reasons else list(events))
+            lately.add(events)
+        return screened
+
+    def _reasons(self, lately: _Lately, vote: NewEvent) -> list[str]:
         """Why the vote does not count for others yet; none of the reasons quotes anybody."""
-        found = list(junk(vote.body)) if self.settings.junk and vote.body.get("op") == "correct" else []
-        if self._trust(vote.tenant, vote.source) < self.settings.least_trust:
+        settings, corrects = self.settings, vote.body.get("op") == "correct"
+        found = list(junk(vote.body)) if settings.junk and corrects else []
+        if self._trust(vote.tenant, vote.source) < settings.least_trust:
             found.append("most of what this source said before was contradicted")
-        since = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="milliseconds")
-        limit = self.settings.per_source_hour
-        if limit and log.count_lessons(vote.tenant, vote.source, since) >= limit:
-            return [*found, f"more than {limit} corrections and ratings of one source in an hour"]
-        if self.settings.repeats and vote.body.get("op") == "correct":
-            others = alike(log.lessons_of(vote.tenant, vote.source, since), vote, self.settings.near)
-            if others >= self.settings.repeats:
+        if settings.per_key_hour and lately.of_key(vote) >= settings.per_key_hour:
+            found.append(f"more than {settings.per_key_hour} corrections and ratings with one key in an hour")
+        if settings.per_source_hour and lately.of_source(vote) >= settings.per_source_hour:
+            return [*found, f"more than {settings.per_source_hour} corrections and ratings of one source in an hour"]
+        if settings.repeats and corrects:
+            others = alike(lately.said(vote), vote, settings.near)
+            if others >= settings.repeats:
                 found.append(f"nearly the same answer to {others} other questions in an hour")
         return found
+
+
+class _Lately:
+    """What the sources and keys of some votes have said in the last hour: in the log, and among these votes."""
+
+    def __init__(self, log: EventLog, votes: Sequence[NewEvent], settings: CurationSettings) -> None:
+        self._log = log
+        self._since = (datetime.now(UTC) - timedelta(hours=1)).isoformat(timespec="milliseconds")
+        self._new: list[NewEvent] = []
+        self._seen: set[tuple[str, str | None]] = set()
+        self._counts: Counter[tuple[str, str, str]] = Counter()  # by what is counted, tenant, its name
+        for tenant in {vote.tenant for vote in votes}:
+            here = [vote for vote in votes if vote.tenant == tenant]
+            if settings.per_source_hour:
+                self._count("source", tenant, log.count_said(tenant, {vote.source for vote in here}, self._since))
+            keys = {vote.key_name for vote in here if vote.key_name is not None}
+            if settings.per_key_hour and keys:
+                self._count("key", tenant, log.count_by_key(tenant, keys, self._since))
+
+    def _count(self, what: str, tenant: str, counts: dict[str, int]) -> None:
+        self._counts.update({(what, tenant, name): count for name, count in counts.items()})
+
+    def of_source(self, vote: NewEvent) -> int:
+        return self._counts["source", vote.tenant, vote.source]
+
+    def of_key(self, vote: NewEvent) -> int:
+        return 0 if vote.key_name is None else self._counts["key", vote.tenant, vote.key_name]
+
+    def said(self, vote: NewEvent) -> list[NewEvent]:
+        """The lesson events of the vote's source."""
+        new = (event for event in self._new if (event.tenant, event.source) == (vote.tenant, vote.source))
+        return [*self._log.said_lately(vote.tenant, vote.source, self._since), *new]
+
+    def add(self, events: Sequence[NewEvent]) -> None:
+        """Count one feedback, once: the same feedback id again adds nothing to the log."""
+        if (named := (events[0].tenant, events[0].feedback_id)) in self._seen:
+            return
+        if events[0].feedback_id is not None:
+            self._seen.add(named)
+        for event in events:
+            if event.kind == "lesson":
+                self._new.append(event)
+                self._counts["source", event.tenant, event.source] += 1
+                if event.key_name is not None and event.role == "ask":
+                    self._counts["key", event.tenant, event.key_name] += 1
+
+
+def _marked(events: Sequence[NewEvent], vote: NewEvent, reasons: list[str]) -> list[NewEvent]:
+    marked = [replace(event, body={**event.body, HELD: reasons}) for event in events]
+    return [*marked, replace(vote, kind="quarantine", event_id=new_id("evt"), body={"reasons": reasons})]
 
 
 def junk(body: dict[str, Any]) -> Iterator[str]:
@@ -91,7 +148,7 @@ def junk(body: dict[str, Any]) -> Iterator[str]:
         yield "the question itself"
 
 
-def alike(said: Sequence[Event], vote: NewEvent, near: float) -> int:
+def alike(said: Sequence[NewEvent], vote: NewEvent, near: float) -> int:
     """How many other questions were given nearly the same answer."""
     own, answer = question_key(vote.body["question"]), question_key(vote.body["answer"])
     return len(

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, Select, func, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, insert, select, update
 
 from pipeline.feedback.database import write_transaction
 from pipeline.feedback.master_keys import FileKeyService, key_file
 from pipeline.feedback.privacy import Redactor
-from pipeline.feedback.records import Event, EventKind, NewEvent, check_text
+from pipeline.feedback.reading import NAMES, STORED, EventReader
+from pipeline.feedback.records import Event, NewEvent, attempt, check_text
 from pipeline.feedback.tables import citations, sequence, tombstones
 from pipeline.feedback.tables import events as table
-from pipeline.feedback.vault import Vault
+from pipeline.feedback.vault import Vault, chunks
 
-_CHUNK = 500  # identifiers in one IN (...): below every driver's limit on bound values
 _GROUP = 256  # appends in one transaction
 MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigabyte or so
-_STORED = [column for column in table.c if column.name not in ("part", "lesson_id")]
+_COUNTER = sequence.c.name == "events"
+_LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
+_ADVANCE = update(sequence).where(_COUNTER).values(value=bindparam("head"))
+_SEALED = select(sequence.c.value).where(sequence.c.name == "sealed")
+_KNOWN = STORED.where(table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
+_ERASED = select(tombstones.c.fingerprint).where(tombstones.c.fingerprint.in_(NAMES))
 _TEXTS = ("event_id", "time", "tenant", "scope_id", "source", "feedback_id", "response_id")
 
 _Group = tuple[str, str]  # (tenant, feedback_id)
@@ -57,7 +62,7 @@ class _Append:
     woken: threading.Event = field(default_factory=threading.Event)
 
 
-class EventLog:
+class EventLog(EventReader):
     """Appends and reads events; one object may be shared by threads, and many processes may open the same log."""
 
     def __init__(
@@ -68,20 +73,19 @@ class EventLog:
         redactor: Redactor | None = None,
         max_backlog: int = MAX_BACKLOG,
     ) -> None:
-        self.engine = engine
+        super().__init__(engine, vault or Vault(engine, FileKeyService(key_file(engine.url))))
         self.max_backlog = max_backlog
-        self.vault = vault or Vault(engine, FileKeyService(key_file(engine.url)))
         self.redactor = redactor or Redactor()
         self._mutex = threading.Lock()
         self._waiting: list[_Append] = []
         self._writing = False
-        self._here = threading.local()  # the transaction that this thread's changes share, see :meth:`together`
-
-    # writing
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Whatever this thread reads and appends inside is one transaction: many changes, one fsync at the end."""
+        if getattr(self._here, "connection", None) is not None:
+            yield
+            return
         with write_transaction(self.engine) as connection:
             self._here.connection = connection
             try:
@@ -125,6 +129,15 @@ class EventLog:
             raise result
         return result
 
+    def append_each(self, appends: Sequence[Sequence[NewEvent]]) -> list[list[Event] | Exception]:
+        """Many appends in one transaction, each as :meth:`append`; what the log refuses is an entry of the result."""
+        with self.together():
+            connection = self._here.connection
+            prepared = [attempt(self._prepared, events) for events in appends]
+            sound = [one for one in prepared if not isinstance(one, Exception)]
+            results = iter(self._append_all(connection, sound) if sound else ())
+            return [one if isinstance(one, Exception) else next(results) for one in prepared]
+
     def _write_group(self) -> None:
         """Write everything that waits now, then hand the lead to the next."""
         with self._mutex:
@@ -149,26 +162,26 @@ class EventLog:
         """Redacted and checked in the caller's own thread, so that one bad event fails nobody else's."""
         prepared = []
         for event in events:
-            clean = NewEvent(**{**_fields(event), "body": self.redactor.body(event.body)})
+            clean = replace(event, body=self.redactor.body(event.body))
             body = body_text(clean.body)
-            texts = {name: getattr(clean, name, None) for name in _TEXTS}
-            for name, value in (texts | {"lesson_id": _lesson_id(clean), "body": body}).items():
-                check_text(name, value)
+            for name in _TEXTS:
+                check_text(name, getattr(clean, name))
+            check_text("lesson_id", _lesson_id(clean))
+            check_text("body", body)
             prepared.append(_Prepared(clean, body))
         return prepared
 
     def _append_all(
         self, connection: Connection, appends: Sequence[Sequence[_Prepared]]
-    ) -> list[list[Event] | BaseException]:
+    ) -> list[list[Event] | Exception]:
         """One result per append, in order; each sees the ones before it."""
-        counter = sequence.c.name == "events"
-        seq = connection.execute(select(sequence.c.value).where(counter).with_for_update()).scalar_one()
+        seq = connection.execute(_LOCKED_HEAD).scalar_one()
         self._check_backlog(connection, seq)
         everything = [prepared.event for append in appends for prepared in append]
         stored = self._known(connection, everything)
         erased = self._erased(connection, {group for group in map(_group, everything) if group} - stored.keys())
         writing: list[tuple[Event, str, int]] = []  # event, body, its place among the events of one feedback
-        results: list[list[Event] | BaseException] = []
+        results: list[list[Event] | Exception] = []
         for append in appends:
             groups = {group for prepared in append if (group := _group(prepared.event))}
             if gone := groups & erased:
@@ -177,11 +190,11 @@ class EventLog:
             results.append(self._numbered(append, stored, writing, seq))
         if writing:
             self._insert(connection, writing)
-            connection.execute(update(sequence).where(counter).values(value=seq + len(writing)))
+            connection.execute(_ADVANCE, {"head": seq + len(writing)})
         return results
 
     def _check_backlog(self, connection: Connection, head: int) -> None:
-        sealed = connection.execute(select(sequence.c.value).where(sequence.c.name == "sealed")).scalar()
+        sealed = connection.execute(_SEALED).scalar()
         if sealed is not None and head - sealed > self.max_backlog:
             raise Backpressure(
                 f"{head - sealed} events wait to be sealed, at most {self.max_backlog} may: see why the feedback "
@@ -233,9 +246,8 @@ class EventLog:
         """Events already in the log, by the (tenant, feedback_id) that ``events`` name."""
         wanted = {group for group in map(_group, events) if group}
         rows: list[RowMapping] = []
-        for names in _chunks(sorted({name for _, name in wanted})):
-            query = select(*_STORED).where(table.c.feedback_id.in_(names)).order_by(table.c.seq)
-            rows += connection.execute(query).mappings()
+        for names in chunks(sorted({name for _, name in wanted})):
+            rows += connection.execute(_KNOWN, {"names": names}).mappings()
         found: dict[_Group, list[Event]] = {}
         if not rows:
             return found
@@ -246,9 +258,8 @@ class EventLog:
     def _erased(self, connection: Connection, groups: set[_Group]) -> set[_Group]:
         prints = {self.feedback_print(*group): group for group in groups}
         found: set[_Group] = set()
-        for names in _chunks(sorted(prints)):
-            query = select(tombstones.c.fingerprint).where(tombstones.c.fingerprint.in_(names))
-            found |= {prints[name] for name in connection.scalars(query)}
+        for names in chunks(sorted(prints)):
+            found |= {prints[name] for name in connection.scalars(_ERASED, {"names": names})}
         return found
 
     def feedback_print(self, tenant: str, feedback_id: str) -> str:
@@ -261,37 +272,11 @@ class EventLog:
         Under the counter's lock, so that no writer wraps a new key under a master key that is about to go.
         """
         with write_transaction(self.engine) as connection:
-            connection.execute(select(sequence.c.value).where(sequence.c.name == "events").with_for_update())
+            connection.execute(_LOCKED_HEAD)
             self.vault.service.rotate()
             count = self.vault.rewrap(connection)
         self.vault.service.forget_old()
         return count
-
-    # reading
-
-    def after(
-        self,
-        seq: int,
-        *,
-        kinds: Collection[EventKind] | None = None,
-        limit: int = 10_000,
-        through: int | None = None,
-    ) -> list[Event]:
-        """Up to ``limit`` events with ``seq`` < event.seq <= ``through``, in order."""
-        query = _range(seq, limit, through)
-        return self._read(query if kinds is None else query.where(table.c.kind.in_(list(kinds))))
-
-    def pages(self, seq: int = 0, *, kinds: Collection[EventKind] | None = None) -> Iterator[Event]:
-        """Every event after ``seq``, read page by page."""
-        while page := self.after(seq, kinds=kinds):
-            yield from page
-            seq = page[-1].seq
-
-    def rows_after(self, seq: int, *, limit: int = 10_000, through: int | None = None) -> list[dict[str, Any]]:
-        """The same as stored rows, bodies encrypted: what the sealer copies without a key."""
-        query = _range(seq, limit, through).add_columns(table.c.lesson_id)
-        with self.engine.connect() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
 
     def note_sealed(self, seq: int) -> None:
         """Remember how far the sealer is, which bounds how far the log may run ahead; it never goes back."""
@@ -304,74 +289,6 @@ class EventLog:
             if connection.execute(query).scalar() is None:
                 connection.execute(insert(sequence).values(name="sealed", value=seq))
             connection.execute(update(sequence).where(row, sequence.c.value < seq).values(value=seq))
-
-    def head(self) -> int:
-        """The last committed ``seq``; 0 for an empty log."""
-        with self.engine.connect() as connection:
-            return int(connection.execute(select(sequence.c.value).where(sequence.c.name == "events")).scalar_one())
-
-    def response(self, response_id: str) -> Event | None:
-        """The answer event of ``response_id``."""
-        query = select(*_STORED).where(table.c.response_id == response_id, table.c.kind == "answer")
-        return next(iter(self._read(query.order_by(table.c.seq).limit(1))), None)
-
-    def by_response(self, response_id: str) -> list[Event]:
-        """The answer of ``response_id`` and all that was said about it, in order."""
-        return self._read(select(*_STORED).where(table.c.response_id == response_id).order_by(table.c.seq))
-
-    def by_feedback(self, tenant: str, feedback_id: str) -> list[Event]:
-        """The events that one feedback caused, in order."""
-        query = select(*_STORED).where(table.c.tenant == tenant, table.c.feedback_id == feedback_id)
-        return self._read(query.order_by(table.c.seq))
-
-    def by_lesson(self, tenant: str, lesson_id: str) -> list[Event]:
-        """The lesson events of one slot, in order."""
-        query = select(*_STORED).where(table.c.tenant == tenant, table.c.lesson_id == lesson_id)
-        return self._read(query.order_by(table.c.seq))
-
-    def lessons_of(self, tenant: str, source: str, since: str) -> list[Event]:
-        """The lesson events of one source since a time."""
-        return self._read(select(*_STORED).where(*_lessons_of(tenant, source, since)).order_by(table.c.seq))
-
-    def count_lessons(self, tenant: str, source: str, since: str) -> int:
-        """How many :meth:`lessons_of` would give, without reading a word of them."""
-        query = select(func.count()).select_from(table).where(*_lessons_of(tenant, source, since))
-        with self._reading() as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def citing(self, tenant: str, lesson_id: str) -> list[Event]:
-        """The answers that cite one lesson, in order."""
-        query = select(*_STORED).join(citations, citations.c.seq == table.c.seq)
-        return self._read(
-            query.where(citations.c.lesson_id == lesson_id, table.c.tenant == tenant).order_by(table.c.seq)
-        )
-
-    def opened(self, rows: Sequence[Any]) -> list[Event]:
-        """Stored rows (mappings with an event's fields) as events; :class:`KeyUnavailable` where a key is missing."""
-        bodies = self.vault.open([(row["event_id"], row["body"]) for row in rows])
-        return [Event(**{**row, "body": json.loads(body)}) for row, body in zip(rows, bodies, strict=True)]
-
-    def _read(self, query: Select[Any]) -> list[Event]:
-        with self._reading() as connection:
-            rows = connection.execute(query).mappings().all()
-        return self.opened(rows)
-
-    @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        if (shared := getattr(self._here, "connection", None)) is not None:
-            yield shared
-            return
-        with self.engine.connect() as connection:
-            yield connection
-
-
-def _lessons_of(tenant: str, source: str, since: str) -> tuple[ColumnElement[bool], ...]:
-    return table.c.kind == "lesson", table.c.tenant == tenant, table.c.source == source, table.c.time >= since
-
-
-def _range(seq: int, limit: int, through: int | None) -> Select[Any]:
-    query = select(*_STORED).where(table.c.seq > seq).order_by(table.c.seq).limit(limit)
-    return query if through is None else query.where(table.c.seq <= through)
 
 
 def _fields(event: NewEvent) -> dict[str, Any]:
@@ -394,7 +311,3 @@ def cited_lessons(event: NewEvent) -> list[str]:
 def body_text(body: dict[str, Any]) -> str:
     """The body as it is encrypted: JSON, in which a NUL of the user's text is only an escape."""
     return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-
-
-def _chunks(names: list[str]) -> Iterable[list[str]]:
-    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))

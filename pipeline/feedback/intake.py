@@ -11,7 +11,7 @@ from pipeline.evaluate.protocol import Message
 from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import HELD, Event, NewEvent, Scope, new_id, utc_now
+from pipeline.feedback.records import HELD, Event, NewEvent, Scope, attempt, new_id, utc_now
 from pipeline.memory.belief import slot_id
 from pipeline.memory.types import NARROWER, Lesson, Viewer, moment
 
@@ -100,40 +100,64 @@ def record_answer(log: EventLog, **said: Any) -> Event:
     return log.append([answer_event(**said)])[0]
 
 
-def record_feedback(
-    log: EventLog,
-    *,
-    response_id: str,
-    kind: FeedbackKind,
-    value: str | float | None = None,
-    tags: Sequence[str] = (),
-    feedback_id: str | None = None,
-    key: Key,
-    source: str | None = None,
-    scope: str | None = None,
-    session: str = "",
-    curator: Curator | None = None,
-) -> Receipt:
-    """Record feedback on an answer and the lesson event that it causes, in one transaction.
+@dataclass(frozen=True)
+class Said:
+    """Feedback on an answer, as it came in.
 
     ``value``: the right answer for a correction, a number in [-1, 1] for a rating, text for a comment.
     ``scope``: for whom a correction counts; by default for the ``session`` where one is named, else as far as the
-    key reaches. ``curator``: what an asker says passes it before it counts for others; here and below.
+    key reaches.
+    """
+
+    response_id: str
+    kind: FeedbackKind
+    key: Key
+    value: str | float | None = None
+    tags: Sequence[str] = ()
+    feedback_id: str | None = None
+    source: str | None = None
+    scope: str | None = None
+    session: str = ""
+
+
+def record_feedback(log: EventLog, *, curator: Curator | None = None, **said: Any) -> Receipt:
+    """Record feedback, :class:`Said`'s fields, and the lesson event that it causes, in one transaction.
+
+    ``curator``: what an asker says passes it before it counts for others; here and below.
     Raises :class:`UnknownResponse`, or ``ValueError`` for a value that does not fit its kind.
     """
-    checked = _checked_value(kind, value)
-    answered = log.response(response_id)
-    if answered is None or answered.tenant != key.tenant:
-        raise UnknownResponse(f"no answer with response_id {response_id!r} was given here")
+    (receipt,) = record_feedbacks(log, [Said(**said)], curator)
+    if isinstance(receipt, Exception):
+        raise receipt
+    return receipt
+
+
+def record_feedbacks(log: EventLog, said: Sequence[Said], curator: Curator | None = None) -> list[Receipt | Exception]:
+    """The same for many in one transaction: each has its receipt, or what was refused of it alone."""
+    with log.together():
+        answered = log.responses(one.response_id for one in said)
+        caused = [attempt(_caused, one, answered.get(one.response_id)) for one in said]
+        sound = [events for events in caused if not isinstance(events, Exception)]
+        screened = sound if curator is None else curator.screen(log, sound)
+        stored = zip(screened, log.append_each(screened), strict=True)
+        receipts = (had if isinstance(had, Exception) else _receipt(events, had) for events, had in stored)
+        return [events if isinstance(events, Exception) else next(receipts) for events in caused]
+
+
+def _caused(said: Said, answered: Event | None) -> list[NewEvent]:
+    """The feedback event, and the lesson event where there is one."""
+    checked = _checked_value(said.kind, said.value)
+    if answered is None or answered.tenant != said.key.tenant:
+        raise UnknownResponse(f"no answer with response_id {said.response_id!r} was given here")
     told = {name: answered.body.get(name) for name in ("model_version", "question", "answer", "lessons")}
-    asked = scope or ("session" if session else None)
-    place = _place(key, source or key.name, feedback_id, response_id, asked, session)
-    if kind == "rating" and "choice" in answered.body:
+    asked = said.scope or ("session" if said.session else None)
+    place = _place(said.key, said.source or said.key.name, said.feedback_id, said.response_id, asked, said.session)
+    if said.kind == "rating" and "choice" in answered.body:
         told["choice"] = answered.body["choice"]
-    feedback = NewEvent(kind="feedback", body={"kind": kind, "value": checked, "tags": list(tags), **told}, **place)
-    lesson = _lesson_body(answered, kind, checked, place)
+    body = {"kind": said.kind, "value": checked, "tags": list(said.tags), **told}
+    lesson = _lesson_body(answered, said.kind, checked, place)
     caused = [] if lesson is None else [NewEvent(kind="lesson", body=lesson, **place)]
-    return _append(log, [feedback, *caused], curator)
+    return [NewEvent(kind="feedback", body=body, **place), *caused]
 
 
 def record_lesson(
@@ -179,8 +203,8 @@ def retract_lesson(
     ``lesson``: as the memory has it, for one that askers' evidence made and that no event of the log names.
     Raises :class:`UnknownLesson` or :class:`NotAllowed`.
     """
-    place = _place_of(log, lesson_id, key, source, lesson)
-    return _govern(log, {"op": "retract", "lesson_id": lesson_id}, key, place, session, feedback_id)
+    place = _governed(log, lesson_id, key, source, session, lesson)
+    return _append(log, [_lesson_event({"op": "retract", "lesson_id": lesson_id}, feedback_id, place)])
 
 
 def expire_lesson(
@@ -199,8 +223,9 @@ def expire_lesson(
     Raises ``ValueError`` for what is no time, and what :func:`retract_lesson` raises.
     """
     end = None if expires is None else moment(utc_now() if expires == NOW else expires)
-    place = _place_of(log, lesson_id, key, source, lesson)
-    return _govern(log, {"op": "expire", "lesson_id": lesson_id, "expires": end}, key, place, session, feedback_id)
+    place = _governed(log, lesson_id, key, source, session, lesson)
+    body = {"op": "expire", "lesson_id": lesson_id, "expires": end}
+    return _append(log, [_lesson_event(body, feedback_id, place)])
 
 
 def rate_lesson(
@@ -226,8 +251,7 @@ def rate_lesson(
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
     told = {"question": lesson.question} if lesson is not None else {}
     body = {"op": "rate", "lesson_id": lesson_id, **told, "answer": answer, "value": checked}
-    event = NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)
-    return _append(log, [event], curator)
+    return _append(log, [_lesson_event(body, feedback_id, place)], curator)
 
 
 def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesson: Lesson | None) -> dict[str, Any]:
@@ -237,24 +261,22 @@ def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesso
     if not history and not known:
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
     owned = lesson if lesson is not None and known else history[0]
-    return {
-        "source": source or key.name,
-        "role": key.role,
-        "tenant": key.tenant,
-        "scope": owned.scope,
-        "scope_id": owned.scope_id,
-    }
+    return _speaker(key, source or key.name) | {"scope": owned.scope, "scope_id": owned.scope_id}
 
 
-def _govern(
-    log: EventLog, body: dict[str, Any], key: Key, place: dict[str, Any], session: str, feedback_id: str | None
-) -> Receipt:
-    """Record what a teacher may do with any lesson, and an asker with the own ones."""
+def _governed(
+    log: EventLog, lesson_id: str, key: Key, source: str | None, session: str, lesson: Lesson | None = None
+) -> dict[str, Any]:
+    """The same, if the key may change the lesson: a teacher any lesson, an asker the own ones."""
+    place = _place_of(log, lesson_id, key, source, lesson)
     if not key.may("teach") and not _own(place, session):
-        raise NotAllowed(
-            f"lesson {body['lesson_id']!r} has scope {place['scope']!r}: changing it needs a key with role 'teach'"
-        )
-    return _append(log, [NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)])
+        why = f"lesson {lesson_id!r} has scope {place['scope']!r}"
+        raise NotAllowed(f"{why}: changing it needs a key with role 'teach'")
+    return place
+
+
+def _lesson_event(body: dict[str, Any], feedback_id: str | None, place: dict[str, Any]) -> NewEvent:
+    return NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)
 
 
 def _own(place: dict[str, Any], session: str) -> bool:
@@ -274,39 +296,31 @@ def amend_lesson(
     curator: Curator | None = None,
 ) -> Receipt:
     """Give a lesson another answer, more phrasings, or both; an asker may amend only a lesson of the own scope."""
-    first, last, who = _history(log, lesson_id, key, source, session)
-    if last.body["op"] == "retract":
+    place = _governed(log, lesson_id, key, source, session)
+    history = log.by_lesson(key.tenant, lesson_id)
+    private = place["scope"] in NARROWER
+    changes = [e for e in history if e.body["op"] in ("correct", "retract") and (private or HELD not in e.body)]
+    if not changes:
+        raise UnknownLesson(f"lesson {lesson_id!r} waits for a review: see 'agm feedback review list'")
+    if (last := changes[-1].body)["op"] == "retract":
         raise UnknownLesson(f"lesson {lesson_id!r} has been taken back: teach it again")
-    place = _place(key, who, feedback_id, None) | {"scope": first.scope, "scope_id": first.scope_id}
-    told = {name: first.body.get(name) for name in ("question", "date")}
     changed = {
         "op": "correct",
         "lesson_id": lesson_id,
-        **told,
-        "answer": answer or last.body["answer"],
-        "previous": last.body["answer"] if answer else None,
+        **{name: history[0].body.get(name) for name in ("question", "date")},
+        "answer": answer or last["answer"],
+        "previous": last["answer"] if answer else None,
         "paraphrases": list(paraphrases),
     }
-    return _append(log, [NewEvent(kind="lesson", body=changed, **place)], curator)
-
-
-def _history(log: EventLog, lesson_id: str, key: Key, source: str | None, session: str) -> tuple[Event, Event, str]:
-    """The lesson's first and last event and who is speaking, who may change the lesson."""
-    history, who = log.by_lesson(key.tenant, lesson_id), source or key.name
-    if not history:
-        raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
-    first = history[0]
-    own = {"user": who, "session": session}.get(first.scope, "")
-    if not key.may("teach") and not (own and own == first.scope_id):
-        raise NotAllowed(f"lesson {lesson_id!r} has scope {first.scope!r}: changing it needs a key with role 'teach'")
-    changing = [e for e in history if e.body["op"] in ("correct", "retract") and (own or HELD not in e.body)]
-    if not changing:
-        raise UnknownLesson(f"lesson {lesson_id!r} waits for a review: see 'agm feedback review list'")
-    return first, changing[-1], who
+    return _append(log, [_lesson_event(changed, feedback_id, place)], curator)
 
 
 def _append(log: EventLog, events: list[NewEvent], curator: Curator | None = None) -> Receipt:
-    stored = log.append(events if curator is None else curator.screened(log, events))
+    screened = events if curator is None else curator.screened(log, events)
+    return _receipt(screened, log.append(screened))
+
+
+def _receipt(events: Sequence[NewEvent], stored: Sequence[Event]) -> Receipt:
     lesson = next((event for event in stored if event.kind == "lesson"), None)
     return Receipt(
         feedback_id=stored[0].feedback_id or "",
@@ -331,15 +345,16 @@ def _place(
     scope = _scope(key, asked)
     if scope == "session" and not session:
         raise ValueError("session = '': scope 'session' needs the name of the session")
-    return {
-        "source": source,
-        "role": key.role,
-        "tenant": key.tenant,
+    return _speaker(key, source) | {
         "scope": scope,
         "scope_id": {"user": source, "session": session}.get(scope, ""),
         "feedback_id": feedback_id or new_id("fb"),
         "response_id": response_id,
     }
+
+
+def _speaker(key: Key, source: str) -> dict[str, Any]:
+    return {"source": source, "role": key.role, "tenant": key.tenant, "key_name": key.name}
 
 
 def _scope(key: Key, asked: str | None) -> Scope:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 from uuid import uuid4
 
 SCHEMA_VERSION = 1
@@ -17,6 +18,10 @@ Scope = Literal["session", "user", "tenant", "global"]
 
 # What a lesson event does to the slot that it names.
 LessonOp = Literal["correct", "rate", "retract", "expire"]
+
+
+Asked = ParamSpec("Asked")
+Result = TypeVar("Result")
 
 
 def new_id(prefix: str) -> str:
@@ -39,6 +44,14 @@ def _encodes(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def attempt(work: Callable[Asked, Result], *asked: Asked.args, **named: Asked.kwargs) -> Result | Exception:
+    """What ``work`` returns, or, where it refuses what was asked, its error: one of many, which fails nobody else."""
+    try:
+        return work(*asked, **named)
+    except (ValueError, LookupError, PermissionError) as error:
+        return error
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class NewEvent:
     time: str = field(default_factory=utc_now)
     feedback_id: str | None = None  # the client's idempotency key
     response_id: str | None = None
+    key_name: str | None = None  # of the API key that it came with
     schema_version: int = SCHEMA_VERSION
 
 

@@ -24,8 +24,9 @@ APPLICATION = "agm-sealer"
 ATTEMPTS = 20  # lost races in a row before giving up: each one lost means that another sealer went forward
 
 _REQUIRED = ("event_id", "kind", "time", "tenant", "scope", "scope_id", "source", "role")
-# Version 2 added lesson_id. A new column is nullable and comes last; nothing is ever renamed or retyped.
-TABLE_VERSION = 2
+# Version 2 added lesson_id, version 3 key_name. A new column is nullable and comes last; nothing is ever renamed or
+# retyped.
+TABLE_VERSION = 3
 SCHEMA = pa.schema(
     [
         pa.field("seq", pa.int64(), nullable=False),
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         pa.field("body", pa.string(), nullable=False),  # encrypted JSON
         pa.field("ingest_date", pa.date32(), nullable=False),  # the sealer's day, not the event's
         pa.field("lesson_id", pa.string()),
+        pa.field("key_name", pa.string()),
     ]
 )
 _EVENT_FIELDS = [name for name in SCHEMA.names if name not in ("ingest_date", "lesson_id")]

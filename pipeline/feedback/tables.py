@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+_LESSONS = text("kind = 'lesson'")
 
 events = Table(
     "events",
@@ -37,18 +38,15 @@ events = Table(
     Column("response_id", Text, nullable=True),
     Column("lesson_id", Text, nullable=True),  # copied out of the body of lesson events, to be found by
     Column("body", Text, nullable=False),  # JSON; text, because PostgreSQL's jsonb refuses \u0000
+    Column("key_name", Text, nullable=True),  # of the API key that it came with
     UniqueConstraint("tenant", "feedback_id", "part", name="uq_events_feedback"),
     Index("ix_events_kind_seq", "kind", "seq"),
     Index("ix_events_response", "response_id"),
     Index("ix_events_lesson", "lesson_id"),
-    # What one source has said lately, which curation counts; answers, most of the rows, are not in it.
-    Index(
-        "ix_events_said",
-        "tenant",
-        "source",
-        "time",
-        sqlite_where=text("kind = 'lesson'"),
-        postgresql_where=text("kind = 'lesson'"),
+    # What one source or key has said lately, which curation counts; answers, most of the rows, are not in them.
+    *(
+        Index(name, "tenant", column, "time", sqlite_where=_LESSONS, postgresql_where=_LESSONS)
+        for name, column in (("ix_events_said", "source"), ("ix_events_said_by_key", "key_name"))
     ),
 )
 

@@ -63,7 +63,7 @@ class Vault:
         """The id of each subject's key, made where there is none, within the transaction that will use it."""
         names = {_digest(subject): subject for subject in sorted(set(subjects))}
         found: dict[Subject, str] = {}
-        for part in _chunks([*names]):
+        for part in chunks([*names]):
             for row in connection.execute(select(subject_keys).where(subject_keys.c.subject.in_(part))).mappings():
                 found[names[row["subject"]]] = row["key_id"]
                 self._remember(row["key_id"], row["master_id"], row["wrapped"])
@@ -86,7 +86,7 @@ class Vault:
     def destroy(self, connection: Connection, subjects: Iterable[Subject]) -> int:
         """Forget the subjects' keys for good; returns how many there were. What they wrote later gets a new key."""
         gone = 0
-        for part in _chunks([_digest(subject) for subject in set(subjects)]):
+        for part in chunks([_digest(subject) for subject in set(subjects)]):
             gone += connection.execute(delete(subject_keys).where(subject_keys.c.subject.in_(part))).rowcount
         self._ciphers.clear()
         return gone
@@ -114,7 +114,7 @@ class Vault:
         }
 
     def _fetch(self, key_ids: Iterable[str | None]) -> None:
-        for part in _chunks(sorted(name for name in key_ids if name)):
+        for part in chunks(sorted(name for name in key_ids if name)):
             query = select(subject_keys).where(subject_keys.c.key_id.in_(part))
             with self._engine.connect() as connection:
                 rows = connection.execute(query).mappings().all()
@@ -154,5 +154,6 @@ def _digest(subject: Subject) -> str:
     return hashlib.sha256(json.dumps(subject).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _chunks(names: list[str]) -> Iterable[list[str]]:
+def chunks(names: list[str]) -> Iterable[list[str]]:
+    """``names`` in parts that fit into one ``IN (...)``."""
     return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))

@@ -18,10 +18,12 @@ from pipeline.feedback.events import EventLog
 from pipeline.feedback.exchange import export
 from pipeline.feedback.intake import (
     Receipt,
+    Said,
     amend_lesson,
     rate_lesson,
     record_answer,
     record_feedback,
+    record_feedbacks,
     record_lesson,
 )
 from pipeline.feedback.keys import Key
@@ -31,7 +33,7 @@ from pipeline.home import Home
 from pipeline.memory.belief import Fold, fold
 from pipeline.memory.types import Lesson, Viewer
 
-TEACHER, ADMIN = Key("tim", "teach"), Key("root", "admin")
+EVA, TEACHER, ADMIN = Key("eva", "ask"), Key("tim", "teach"), Key("root", "admin")
 QUESTION = "What is the capital of Kazakhstan?"
 JUNK = "aaaaaaaaaa"
 
@@ -117,6 +119,25 @@ def test_a_flood_of_one_source_is_capped_and_nobody_elses(log: EventLog) -> None
     said = [correct(log, "eva", f"answer {n}", f"question {n}?", curator) for n in range(5)]
     assert [bool(receipt.quarantined) for receipt in said] == [False, False, False, True, True]
     assert correct(log, "ann", "answer", curator=curator).quarantined == ()
+
+
+def test_a_key_that_invents_sources_is_capped_and_a_teachers_is_not(log: EventLog) -> None:
+    curator = Curator(CurationSettings(per_key_hour=3, repeats=0))
+    said = [correct(log, "app", f"answer {n}", f"question {n}?", curator, source=f"user {n}") for n in range(5)]
+    assert [bool(receipt.quarantined) for receipt in said] == [False, False, False, True, True]
+    assert "with one key" in said[3].quarantined[0]
+    assert correct(log, "other", "answer", curator=curator).quarantined == ()
+    for n in range(5):
+        record_lesson(log, LessonLine(question=f"taught {n}?", answer="right"), key=TEACHER)
+    assert curator.screened(log, log.after(log.head() - 1)) == log.after(log.head() - 1)
+
+
+def test_what_is_said_in_one_group_counts_as_if_said_one_by_one(log: EventLog) -> None:
+    curator = Curator(CurationSettings(per_source_hour=3, repeats=0))
+    answers = [record_answer(log, key=EVA, question=f"question {n}?", answer="no idea") for n in range(5)]
+    said = [Said(str(a.response_id), "correction", EVA, f"answer {n}") for n, a in enumerate(answers)]
+    heard = record_feedbacks(log, said, curator)
+    assert [bool(receipt.quarantined) for receipt in heard if isinstance(receipt, Receipt)] == [False] * 3 + [True] * 2
 
 
 def test_nearly_the_same_answer_to_many_questions_is_held_back(log: EventLog) -> None:

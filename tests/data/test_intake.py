@@ -11,10 +11,12 @@ from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import (
     NotAllowed,
     Receipt,
+    Said,
     UnknownLesson,
     UnknownResponse,
     record_answer,
     record_feedback,
+    record_feedbacks,
     record_lesson,
     retract_lesson,
 )
@@ -33,6 +35,29 @@ def answered(log: EventLog, key: Key = ASKER, **changes: object) -> str:
 
 def last(log: EventLog) -> Event:
     return log.after(log.head() - 1)[0]
+
+
+def test_many_are_heard_at_once_and_each_is_refused_alone(log: EventLog) -> None:
+    first, second = answered(log), answered(log, question="Who won?")
+    said = [
+        Said(first, "rating", ASKER, 1.0, feedback_id="a"),
+        Said("resp_unknown", "rating", ASKER, 1.0),
+        Said(first, "rating", ASKER, 7.0),
+        Said(first, "correction", Key("eve", "ask", tenant="elsewhere"), "dinar"),
+        Said(second, "correction", TEACHER, "Ann", feedback_id="b"),
+        Said(second, "correction", TEACHER, "Bob", feedback_id="b"),
+        Said(second, "comment", ASKER, "a \ud800 b"),
+        Said(first, "comment", ASKER, "why?"),
+    ]
+    before = log.head()
+    heard = record_feedbacks(log, said)
+    kinds = [type(one) for one in heard]
+    assert kinds == [Receipt, UnknownResponse, ValueError, UnknownResponse, Receipt, Receipt, ValueError, Receipt]
+    rated, taught, again = (one for one in (heard[0], heard[4], heard[5]) if isinstance(one, Receipt))
+    assert (rated.duplicate, taught.duplicate, again.duplicate) == (False, False, True)
+    assert again.seq == taught.seq
+    assert [event.kind for event in log.after(before)] == ["feedback", "feedback", "lesson", "feedback"]
+    assert [lesson.answer for lesson in fold(log.after(0)).values()] == ["Ann"]
 
 
 def test_a_correction_is_feedback_and_lesson_together(log: EventLog) -> None:
