@@ -91,7 +91,7 @@ class Sealer:
                 written, lost = written + len(rows), 0
             elif (lost := lost + 1) == ATTEMPTS:
                 raise SealerConflict(f"{self._path}: {ATTEMPTS} commits in a row lost to other writers")
-            table = DeltaTable(self._path)
+            table.update_incremental()
         self._log.note_sealed(_sealed(table))
         return written
 
