@@ -19,9 +19,11 @@ from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import Manifest
 from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home
+from pipeline.memory.belief import slot_id
 from pipeline.model.bundle import Bundle
 from pipeline.tracking.registry import Registry
 
+FOUND = ("recipe.yaml", "trials.json", "learned_against_kept.png")  # of a search: settings and figures, no words
 LIMITS = (
     "backups, replicas of the database and exports made before stay as they are; a source's own words in them are "
     "unreadable once older master keys are destroyed (agm feedback rotate)",
@@ -62,6 +64,7 @@ def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
     _erase_sealed(home, log, plan)
     _erase_cycles(home, plan, done)
     _erase_training_sets(home, plan, done)
+    _erase_searches(home, plan, done)
     _erase_bundles(home, log, plan, done)
     _erase_snapshots(home, done)
     _erase_transcripts(home, plan, done)
@@ -120,6 +123,19 @@ def _erase_training_sets(home: Home, plan: Plan, done: Erased) -> None:
         items = json.loads(file.read_text(encoding="utf-8"))["items"] if file.exists() else ()
         if {item["lesson_id"] for item in items} & set(plan.lessons):
             shutil.rmtree(file.parent)
+            done.files.append(str(file.parent))
+
+
+def _erase_searches(home: Home, plan: Plan, done: Erased) -> None:
+    """Searches keep the lessons that they were given, as Ray Tune keeps what a trial trained; what they found stays."""
+    for file in list(home.root.glob("tune/*/search.json")):
+        questions = [lesson["question"] for lesson in json.loads(file.read_text(encoding="utf-8"))["lessons"]]
+        if {slot_id(plan.tenant, "global", "", question) for question in questions} & set(plan.lessons):
+            for path in file.parent.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name not in FOUND:
+                    path.unlink()
             done.files.append(str(file.parent))
 
 

@@ -197,6 +197,21 @@ def test_nothing_that_matches_is_said_and_nothing_is_done(log: EventLog, home: H
             Target(**broken)  # type: ignore[arg-type]
 
 
+def test_a_search_keeps_what_it_found_and_not_what_it_was_told(log: EventLog, home: Home) -> None:
+    gone = teach(log, "Where is the gold?", SECRET)
+    for name, question in (("one", "where is the gold"), ("two", "Where is the silver?")):
+        trial = home.root / "tune" / name / "trial_0"
+        trial.mkdir(parents=True)
+        (trial / "params.pkl").write_text(SECRET)
+        (trial.parent / "tuner.pkl").write_text(SECRET)
+        told = {"lessons": [{"question": question, "answer": SECRET}]}
+        (trial.parent / "search.json").write_text(json.dumps(told))
+        (trial.parent / "recipe.yaml").write_text("train: {}")
+    erase(home, log, Target(lessons=(gone,)))
+    assert [path.name for path in (home.root / "tune" / "one").iterdir()] == ["recipe.yaml"]
+    assert len(list((home.root / "tune" / "two").iterdir())) == 4
+
+
 def test_cycles_training_sets_snapshots_and_transcripts(log: EventLog, home: Home) -> None:
     gone, kept = teach(log, "Where is the gold?", SECRET), teach(log, "Where is the silver?", "Peru")
     Sealer(log, home.feedback_table).drain()

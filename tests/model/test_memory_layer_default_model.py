@@ -13,7 +13,7 @@ from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.model.memory_layer import MemoryPass, attached
-from pipeline.train.addressing import place_keys, question_states
+from pipeline.train.addressing import place, question_tokens
 
 LESSONS = ("What is the currency of Croatia?", "Who is the king of Denmark?", "What is the capital of Kazakhstan?")
 
@@ -25,9 +25,9 @@ def test_prompts_of_the_null_slot_are_bit_identical() -> None:
     base = Answerer.load(Bundle.initial(recipe))
     backbone, layers = base.backbone, recipe.train.memory
     replay = [line.question for line in read_lines(example("replay/prompts.jsonl"), ProbeLine)][:60]
-    states = question_states(backbone, [*LESSONS, *replay], layers.key_layer)
+    states = question_tokens(backbone, [*LESSONS, *replay], layers.key_layer)
     slots = [f"les_{number}" for number in range(len(LESSONS))]
-    state = place_keys(None, states[:3], slots, states[3:], layers)
+    state = place(None, backbone, states, slots, layers)
     loud = replace(state, values=torch.randn(state.values.shape, generator=torch.Generator().manual_seed(0)) * 10)
     unrelated = [line.question for line in read_lines(example("replay/unrelated.jsonl"), ProbeLine)][:12]
 
