@@ -11,7 +11,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pipeline.feedback.events import Backpressure
-from pipeline.feedback.intake import NotAllowed, UnknownLesson, UnknownResponse
+from pipeline.feedback.intake import UnknownLesson, UnknownResponse
+from pipeline.feedback.standing import NotAllowed
 from serve.decode_loop import DeadlineExceeded, PromptRefused, PromptTooLong
 from serve.watermark import NotYetFollowed
 

@@ -11,9 +11,10 @@ from pipeline.evaluate.protocol import Message
 from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import HELD, Event, NewEvent, Scope, attempt, new_id, utc_now
+from pipeline.feedback.records import HELD, Event, NewEvent, attempt, new_id, utc_now
+from pipeline.feedback.standing import NotAllowed, owns, speaker, standing
 from pipeline.memory.belief import slot_id
-from pipeline.memory.types import NARROWER, Lesson, Viewer, moment
+from pipeline.memory.types import NARROWER, Lesson, moment
 
 FeedbackKind = Literal["rating", "correction", "comment"]
 # A correction rewrites the lesson that its answer came from only if that lesson surely is about the same fact; below,
@@ -32,10 +33,6 @@ class UnknownResponse(LookupError):  # noqa: N818 - reads as what happened
 
 class UnknownLesson(LookupError):  # noqa: N818
     """No lesson with this id is in this tenant's log."""
-
-
-class NotAllowed(PermissionError):  # noqa: N818
-    """The key's role does not reach as far as the request."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ def _caused(said: Said, answered: Event | None) -> list[NewEvent]:
         raise UnknownResponse(f"no answer with response_id {said.response_id!r} was given here")
     told = {name: answered.body.get(name) for name in ("model_version", "question", "answer", "lessons")}
     asked = said.scope or ("session" if said.session else None)
-    place = _place(said.key, said.source or said.key.name, said.feedback_id, said.response_id, asked, said.session)
+    place = standing(said.key, said.source or said.key.name, said.feedback_id, said.response_id, asked, said.session)
     if said.kind == "rating" and "choice" in answered.body:
         told["choice"] = answered.body["choice"]
     body = {"kind": said.kind, "value": checked, "tags": list(said.tags), **told}
@@ -173,7 +170,7 @@ def record_lesson(
 
     Raises :class:`NotAllowed` for a scope beyond the key's role.
     """
-    place = _place(key, source or key.name, feedback_id, None, line.scope, session)
+    place = standing(key, source or key.name, feedback_id, None, line.scope, session)
     body = {
         "op": "correct",
         "lesson_id": slot_id(key.tenant, place["scope"], place["scope_id"], line.question),
@@ -247,7 +244,7 @@ def rate_lesson(
     """
     checked = _checked_value("rating", value)
     place = _place_of(log, lesson_id, key, source, lesson)
-    if place["scope"] in NARROWER and not _own(place, session):
+    if place["scope"] in NARROWER and not owns(place, session):
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
     told = {"question": lesson.question} if lesson is not None else {}
     body = {"op": "rate", "lesson_id": lesson_id, **told, "answer": answer, "value": checked}
@@ -261,7 +258,7 @@ def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesso
     if not history and not known:
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
     owned = lesson if lesson is not None and known else history[0]
-    return _speaker(key, source or key.name) | {"scope": owned.scope, "scope_id": owned.scope_id}
+    return speaker(key, source or key.name) | {"scope": owned.scope, "scope_id": owned.scope_id}
 
 
 def _governed(
@@ -269,7 +266,7 @@ def _governed(
 ) -> dict[str, Any]:
     """The same, if the key may change the lesson: a teacher any lesson, an asker the own ones."""
     place = _place_of(log, lesson_id, key, source, lesson)
-    if not key.may("teach") and not _own(place, session):
+    if not key.may("teach") and not owns(place, session):
         why = f"lesson {lesson_id!r} has scope {place['scope']!r}"
         raise NotAllowed(f"{why}: changing it needs a key with role 'teach'")
     return place
@@ -277,10 +274,6 @@ def _governed(
 
 def _lesson_event(body: dict[str, Any], feedback_id: str | None, place: dict[str, Any]) -> NewEvent:
     return NewEvent(kind="lesson", body=body, feedback_id=feedback_id or new_id("fb"), **place)
-
-
-def _own(place: dict[str, Any], session: str) -> bool:
-    return Viewer(place["tenant"], place["source"], session).owns(place["scope"], place["scope_id"])
 
 
 def amend_lesson(
@@ -331,42 +324,6 @@ def _receipt(events: Sequence[NewEvent], stored: Sequence[Event]) -> Receipt:
         model_version=stored[0].body.get("model_version"),
         quarantined=tuple(stored[0].body.get(HELD, ())),
     )
-
-
-def _place(
-    key: Key,
-    source: str,
-    feedback_id: str | None,
-    response_id: str | None,
-    asked: str | None = None,
-    session: str = "",
-) -> dict[str, Any]:
-    """The columns that say who spoke, and for whom it counts."""
-    scope = _scope(key, asked)
-    if scope == "session" and not session:
-        raise ValueError("session = '': scope 'session' needs the name of the session")
-    return _speaker(key, source) | {
-        "scope": scope,
-        "scope_id": {"user": source, "session": session}.get(scope, ""),
-        "feedback_id": feedback_id or new_id("fb"),
-        "response_id": response_id,
-    }
-
-
-def _speaker(key: Key, source: str) -> dict[str, Any]:
-    return {"source": source, "role": key.role, "tenant": key.tenant, "key_name": key.name}
-
-
-def _scope(key: Key, asked: str | None) -> Scope:
-    """The scope that was asked for, where the key reaches as far; by default as far as it reaches."""
-    allowed: tuple[Scope, ...] = ("global", "tenant", "user", "session") if key.may("teach") else ("user", "session")
-    if asked is None:
-        return allowed[0]
-    if asked not in get_args(Scope):
-        raise ValueError(f"scope = {asked!r}: use one of {', '.join(allowed)}")
-    if asked not in allowed:
-        raise NotAllowed(f"scope = {asked!r}: a key with role {key.role!r} may use {', '.join(allowed)}")
-    return next(scope for scope in allowed if scope == asked)
 
 
 def _checked_value(kind: FeedbackKind, value: str | float | None) -> str | float:
