@@ -35,14 +35,13 @@ from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
 from pipeline.data.phrasing import phrasings
 from pipeline.evaluate import continual
-from pipeline.evaluate.compare import sample
+from pipeline.evaluate.compare import matches, sample
 from pipeline.evaluate.metrics import share
-from pipeline.evaluate.protocol import exact_match, prompt_messages
+from pipeline.evaluate.protocol import prompt_messages
 from pipeline.evaluate.retention import right
-from pipeline.memory.belief import slot_id
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
-from pipeline.train.dataset import Item, TrainingSet
+from pipeline.train.dataset import TrainingSet, line_items
 from pipeline.train.distributed import Sharing
 from pipeline.train.loop import Loop
 from pipeline.train.methods import build_method
@@ -140,8 +139,7 @@ class Exam:
 
     @staticmethod
     def _right(answerer: Answerer, asked: Sequence[tuple[str, str]]) -> float:
-        found = texts(answerer, [question for question, _ in asked], [answer for _, answer in asked])
-        return sum(exact_match(text, [a]) for text, (_, a) in zip(found, asked, strict=True)) / len(asked)
+        return share(matches(answerer, asked)).value
 
     def kept(self, sheet: dict[str, Any]) -> dict[str, float]:
         """Shares of the reference that still stand."""
@@ -167,7 +165,7 @@ def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget
     rows: list[dict[str, Any]] = []
     for cycle, lines in enumerate(log):
         began = time.monotonic()
-        data = TrainingSet(tuple(items([*lines, *entry.history(log[:cycle])], settings.train.templates)), replay)
+        data = TrainingSet(line_items([*lines, *entry.history(log[:cycle])], settings.train.templates), replay)
         bundle, sequences = trained(answerer, data, settings, budget * len(lines))
         seconds = time.monotonic() - began
         answerer = Answerer.load(bundle, share=start)
@@ -190,14 +188,6 @@ def nothing_done(sheet: dict[str, Any], cycles: int) -> dict[str, Any]:
     matrix = [sheet["R"]] * cycles
     kept = dict.fromkeys(("unrelated", "neighbours", "retention_kept"), 1.0)
     return {"R": matrix, **continual.summary(matrix, sheet["R"]), **kept, "seconds": [0.0] * cycles}
-
-
-def items(lines: Sequence[LessonLine], templates: int) -> list[Item]:
-    return [
-        Item(slot_id("default", "global", "", line.question), text, line.answer)
-        for line in lines
-        for text in phrasings(line, templates)[0]
-    ]
 
 
 def trained(answerer: Answerer, data: TrainingSet, recipe: Recipe, budget: int) -> tuple[Bundle, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated
 
@@ -77,7 +77,7 @@ async def teach(body: NewLesson, request: Request, key: Teacher) -> FeedbackRepl
     change = partial(
         intake.record_lesson, service.log, line, key=key, feedback_id=body.feedback_id, session=body.session
     )
-    return await _applied(service, await _written(service.recorder.write(change)))
+    return await _changed(service, change)
 
 
 @routes.patch("/v1/lessons/{lesson_id}")
@@ -98,7 +98,7 @@ async def amend(
         session=body.session,
         curator=service.curator,
     )
-    return await _applied(service, await _written(service.recorder.write(change)))
+    return await _changed(service, change)
 
 
 @routes.delete("/v1/lessons/{lesson_id}")
@@ -116,7 +116,7 @@ async def retract(
         session=session,
         lesson=service.memory.get(lesson_id),
     )
-    return await _applied(service, await _written(service.recorder.write(change)))
+    return await _changed(service, change)
 
 
 @routes.get("/v1/lessons/{lesson_id}")
@@ -209,6 +209,10 @@ def _touched(found: traced.FeedbackLineage) -> FeedbackLineage:
 
 def _cycle(use: traced.CycleUse) -> LineageCycle:
     return LineageCycle(**{**vars(use), "lessons": list(use.lessons)})
+
+
+async def _changed(service: Service, change: Callable[[], Receipt]) -> FeedbackReply:
+    return await _applied(service, await _written(service.recorder.write(change)))
 
 
 async def _written(writing: Awaitable[Receipt]) -> Receipt:
@@ -321,9 +325,7 @@ async def expire(lesson_id: Identifier, body: End, request: Request, key: Asker)
     found = await _explained(request, key, lesson_id, body.user, body.session)
     change = partial(intake.expire_lesson, service.log, lesson_id, body.expires)
     who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
-    return await _applied(
-        service, await _written(service.recorder.write(partial(change, key=key, lesson=found.lesson, **who)))
-    )
+    return await _changed(service, partial(change, key=key, lesson=found.lesson, **who))
 
 
 @routes.post("/v1/lessons/{lesson_id}/rating")
@@ -335,9 +337,7 @@ async def rate(lesson_id: Identifier, body: Rating, request: Request, key: Asker
         intake.rate_lesson, service.log, lesson_id, found.lesson.answer, body.value, curator=service.curator
     )
     who = {"source": body.user or None, "session": body.session, "feedback_id": body.feedback_id}
-    return await _applied(
-        service, await _written(service.recorder.write(partial(change, key=key, lesson=found.lesson, **who)))
-    )
+    return await _changed(service, partial(change, key=key, lesson=found.lesson, **who))
 
 
 async def _explained(request: Request, key: Key, lesson_id: str, user: str, session: str) -> Explanation:

@@ -57,20 +57,21 @@ def sample(things: Sequence[Thing], count: int, seed: int) -> list[Thing]:
 
 def examine(answerer: Answerer, exam: Examination) -> Outcome:
     """Memory off: the weights alone answer."""
-
-    def matches(asked: Sequence[Asked]) -> tuple[bool, ...]:
-        prompts, answers = [prompt_messages(question) for question, _ in asked], [answer for _, answer in asked]
-        found = answerer.generate(prompts, guesses=answers)
-        return tuple(exact_match(made.text, [answer]) for made, answer in zip(found, answers, strict=True))
-
     unrelated = answerer.generate([prompt_messages(question) for question in exam.unrelated])
     return Outcome(
         retention=tuple(right(answerer, exam.retention)),
         unrelated=tuple(answer.text for answer in unrelated),
-        new_lessons=matches(exam.new_lessons),
-        withheld=matches(exam.withheld),
-        earlier=matches(exam.earlier),
+        new_lessons=matches(answerer, exam.new_lessons),
+        withheld=matches(answerer, exam.withheld),
+        earlier=matches(answerer, exam.earlier),
     )
+
+
+def matches(answerer: Answerer, asked: Sequence[Asked]) -> tuple[bool, ...]:
+    """Whether each question is answered with what was expected, as a whole string."""
+    prompts, answers = [prompt_messages(question) for question, _ in asked], [answer for _, answer in asked]
+    found = answerer.generate(prompts, guesses=answers)
+    return tuple(exact_match(made.text, [answer]) for made, answer in zip(found, answers, strict=True))
 
 
 def evidence(champion: Outcome, challenger: Outcome) -> Evidence:

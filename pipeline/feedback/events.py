@@ -19,7 +19,7 @@ from pipeline.feedback.database import write_transaction
 from pipeline.feedback.master_keys import FileKeyService, key_file
 from pipeline.feedback.privacy import Redactor
 from pipeline.feedback.reading import NAMES, STORED, EventReader
-from pipeline.feedback.records import Event, NewEvent, attempt, check_text
+from pipeline.feedback.records import Event, NewEvent, attempt, check_text, with_the_sound
 from pipeline.feedback.tables import citations, sequence, tombstones
 from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault, chunks
@@ -134,9 +134,7 @@ class EventLog(EventReader):
         with self.together():
             connection = self._here.connection
             prepared = [attempt(self._prepared, events) for events in appends]
-            sound = [one for one in prepared if not isinstance(one, Exception)]
-            results = iter(self._append_all(connection, sound) if sound else ())
-            return [one if isinstance(one, Exception) else next(results) for one in prepared]
+            return with_the_sound(prepared, lambda sound: self._append_all(connection, sound) if sound else [])
 
     def _write_group(self) -> None:
         """Write everything that waits now, then hand the lead to the next."""

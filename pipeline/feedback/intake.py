@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 from pipeline.data.lines import MAX_TEXT, LessonLine
@@ -11,7 +12,7 @@ from pipeline.evaluate.protocol import Message
 from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import HELD, Event, NewEvent, attempt, new_id, utc_now
+from pipeline.feedback.records import HELD, Event, NewEvent, attempt, new_id, utc_now, with_the_sound
 from pipeline.feedback.standing import NotAllowed, owns, speaker, standing
 from pipeline.memory.belief import slot_id
 from pipeline.memory.types import NARROWER, Lesson, moment
@@ -134,11 +135,13 @@ def record_feedbacks(log: EventLog, said: Sequence[Said], curator: Curator | Non
     with log.together():
         answered = log.responses(one.response_id for one in said)
         caused = [attempt(_caused, one, answered.get(one.response_id)) for one in said]
-        sound = [events for events in caused if not isinstance(events, Exception)]
-        screened = sound if curator is None else curator.screen(log, sound)
-        stored = zip(screened, log.append_each(screened), strict=True)
-        receipts = (had if isinstance(had, Exception) else _receipt(events, had) for events, had in stored)
-        return [events if isinstance(events, Exception) else next(receipts) for events in caused]
+        return with_the_sound(caused, partial(_stored, log, curator))
+
+
+def _stored(log: EventLog, curator: Curator | None, caused: list[list[NewEvent]]) -> list[Receipt | Exception]:
+    screened = caused if curator is None else curator.screen(log, caused)
+    stored = zip(screened, log.append_each(screened), strict=True)
+    return [had if isinstance(had, Exception) else _receipt(events, had) for events, had in stored]
 
 
 def _caused(said: Said, answered: Event | None) -> list[NewEvent]:
@@ -200,7 +203,7 @@ def retract_lesson(
     ``lesson``: as the memory has it, for one that askers' evidence made and that no event of the log names.
     Raises :class:`UnknownLesson` or :class:`NotAllowed`.
     """
-    place = _governed(log, lesson_id, key, source, session, lesson)
+    place = _governed(log.by_lesson(key.tenant, lesson_id), lesson_id, key, source, session, lesson)
     return _append(log, [_lesson_event({"op": "retract", "lesson_id": lesson_id}, feedback_id, place)])
 
 
@@ -220,7 +223,7 @@ def expire_lesson(
     Raises ``ValueError`` for what is no time, and what :func:`retract_lesson` raises.
     """
     end = None if expires is None else moment(utc_now() if expires == NOW else expires)
-    place = _governed(log, lesson_id, key, source, session, lesson)
+    place = _governed(log.by_lesson(key.tenant, lesson_id), lesson_id, key, source, session, lesson)
     body = {"op": "expire", "lesson_id": lesson_id, "expires": end}
     return _append(log, [_lesson_event(body, feedback_id, place)])
 
@@ -243,7 +246,7 @@ def rate_lesson(
     Raises ``ValueError`` for a value outside [-1, 1], and :class:`UnknownLesson`.
     """
     checked = _checked_value("rating", value)
-    place = _place_of(log, lesson_id, key, source, lesson)
+    place = _place_of(log.by_lesson(key.tenant, lesson_id), lesson_id, key, source, lesson)
     if place["scope"] in NARROWER and not owns(place, session):
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
     told = {"question": lesson.question} if lesson is not None else {}
@@ -251,9 +254,10 @@ def rate_lesson(
     return _append(log, [_lesson_event(body, feedback_id, place)], curator)
 
 
-def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesson: Lesson | None) -> dict[str, Any]:
+def _place_of(
+    history: Sequence[Event], lesson_id: str, key: Key, source: str | None, lesson: Lesson | None
+) -> dict[str, Any]:
     """The columns of an event about a lesson that is there: who speaks, and whose lesson it is."""
-    history = log.by_lesson(key.tenant, lesson_id)
     known = lesson is not None and lesson.tenant == key.tenant
     if not history and not known:
         raise UnknownLesson(f"no lesson with id {lesson_id!r} was taught here")
@@ -262,10 +266,15 @@ def _place_of(log: EventLog, lesson_id: str, key: Key, source: str | None, lesso
 
 
 def _governed(
-    log: EventLog, lesson_id: str, key: Key, source: str | None, session: str, lesson: Lesson | None = None
+    history: Sequence[Event],
+    lesson_id: str,
+    key: Key,
+    source: str | None,
+    session: str,
+    lesson: Lesson | None = None,
 ) -> dict[str, Any]:
     """The same, if the key may change the lesson: a teacher any lesson, an asker the own ones."""
-    place = _place_of(log, lesson_id, key, source, lesson)
+    place = _place_of(history, lesson_id, key, source, lesson)
     if not key.may("teach") and not owns(place, session):
         why = f"lesson {lesson_id!r} has scope {place['scope']!r}"
         raise NotAllowed(f"{why}: changing it needs a key with role 'teach'")
@@ -289,8 +298,8 @@ def amend_lesson(
     curator: Curator | None = None,
 ) -> Receipt:
     """Give a lesson another answer, more phrasings, or both; an asker may amend only a lesson of the own scope."""
-    place = _governed(log, lesson_id, key, source, session)
     history = log.by_lesson(key.tenant, lesson_id)
+    place = _governed(history, lesson_id, key, source, session)
     private = place["scope"] in NARROWER
     changes = [e for e in history if e.body["op"] in ("correct", "retract") and (private or HELD not in e.body)]
     if not changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -22,6 +22,7 @@ LessonOp = Literal["correct", "rate", "retract", "expire"]
 
 Asked = ParamSpec("Asked")
 Result = TypeVar("Result")
+Tried = TypeVar("Tried")
 
 
 def new_id(prefix: str) -> str:
@@ -52,6 +53,14 @@ def attempt(work: Callable[Asked, Result], *asked: Asked.args, **named: Asked.kw
         return work(*asked, **named)
     except (ValueError, LookupError, PermissionError) as error:
         return error
+
+
+def with_the_sound(
+    tried: Sequence[Tried | Exception], work: Callable[[list[Tried]], Iterable[Result | Exception]]
+) -> list[Result | Exception]:
+    """``work`` on all that were not refused at once, its results in their places; errors stay where they are."""
+    results = iter(work([one for one in tried if not isinstance(one, Exception)]))
+    return [one if isinstance(one, Exception) else next(results) for one in tried]
 
 
 @dataclass(frozen=True)

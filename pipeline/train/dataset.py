@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pipeline.data.lines import LessonLine
+from pipeline.data.phrasing import phrasings
+from pipeline.memory.belief import slot_id
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,15 @@ class Item:
     lesson_id: str
     question: str
     answer: str
+
+
+def line_items(lines: Iterable[LessonLine], templates: int) -> tuple[Item, ...]:
+    """Lesson lines in their trained phrasings, named as the lesson memory names what everybody is taught."""
+    return tuple(
+        Item(slot_id("default", "global", "", line.question), text, line.answer)
+        for line in lines
+        for text in phrasings(line, templates)[0]
+    )
 
 
 @dataclass(frozen=True)

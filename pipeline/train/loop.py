@@ -217,12 +217,11 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
     kind = settings.optimizer
     if kind == "auto":
         kind = "slot_adam" if settings.method == "memory" else "adam"
-    if kind == "slot_adam":
-        return SlotAdam(trained, settings.learning_rate)
     kinds: dict[str, type[torch.optim.Optimizer]] = {
         "sgd": torch.optim.SGD,
         "rmsprop": torch.optim.RMSprop,
         "adam": torch.optim.AdamW,
+        "slot_adam": SlotAdam,
     }
     return kinds[kind](trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
 

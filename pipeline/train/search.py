@@ -21,7 +21,6 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.config import Recipe, ScalingSettings
 from pipeline.data.lines import LessonLine, ProbeLine
-from pipeline.data.phrasing import phrasings
 from pipeline.evaluate.exam import Exam
 from pipeline.evaluate.metrics import Interval
 from pipeline.evaluate.progress import Progress, batches, relayed
@@ -29,9 +28,8 @@ from pipeline.evaluate.seam import System
 from pipeline.evaluate.stream import BATCH
 from pipeline.evaluate.systems import SYSTEMS, make_bench
 from pipeline.home import Home, worker_home
-from pipeline.memory.belief import slot_id
 from pipeline.tracking import logging as tracking
-from pipeline.train.dataset import Item, TrainingSet
+from pipeline.train.dataset import TrainingSet, line_items
 from pipeline.train.fit import fit
 from pipeline.train.placement import on_worker, require_room, worker_resources
 
@@ -74,12 +72,7 @@ class Search:
 
     def training_set(self) -> TrainingSet:
         """The lessons in their trained phrasings, named as the lesson memory names them."""
-        items = [
-            Item(slot_id("default", "global", "", line.question), text, line.answer)
-            for line in self.lessons
-            for text in phrasings(line, self.recipe.train.templates)[0]
-        ]
-        return TrainingSet(tuple(items), self.replay)
+        return TrainingSet(line_items(self.lessons, self.recipe.train.templates), self.replay)
 
     def exam(self) -> Exam:
         return Exam(self.lessons, tuple(ProbeLine(question=text) for text in self.unrelated))

@@ -8,6 +8,7 @@ its bias correction counts the steps of all. So the same learning rate means ano
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,14 @@ class SlotAdam(torch.optim.Optimizer):
     """For parameters (L, slots, d): Kingma and Ba 2015, equations of their algorithm 1, for each slot alone."""
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float] = BETAS, eps: float = 1e-8
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        betas: tuple[float, float] = BETAS,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -30,10 +36,11 @@ class SlotAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step(parameter, parameter.grad, group["lr"], group["betas"], group["eps"])
+                    self._step(parameter, parameter.grad, group)
         return loss
 
-    def _step(self, parameter: Tensor, grad: Tensor, lr: float, betas: tuple[float, float], eps: float) -> None:
+    def _step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        lr, betas = group["lr"], group["betas"]
         state = self.state[parameter]
         if not state:
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
@@ -45,4 +52,5 @@ class SlotAdam(torch.optim.Optimizer):
         state["steps"][touched] += 1
         steps = state["steps"][touched, None]
         mean, square = mean / (1 - betas[0] ** steps), square / (1 - betas[1] ** steps)
-        parameter[:, touched] -= lr * mean / (square.sqrt() + eps)
+        parameter[:, touched] *= 1 - lr * group["weight_decay"]  # decoupled, as in AdamW
+        parameter[:, touched] -= lr * mean / (square.sqrt() + group["eps"])

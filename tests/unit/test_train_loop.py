@@ -292,3 +292,15 @@ def test_slot_adam_moves_a_slot_alone_as_adam_would_and_leaves_the_others() -> N
         together.grad[:, 1] = gradient
         slots.step()
     torch.testing.assert_close(together[:, 1], together[:, 0])
+
+
+def test_slot_adam_decays_the_weights_of_the_slots_that_it_moves() -> None:
+    torch.manual_seed(0)
+    start, gradient = torch.randn(2, 2, 4), torch.zeros(2, 2, 4)
+    gradient[:, 0] = torch.randn(2, 4)
+    alone, both = torch.nn.Parameter(start[:, :1].clone()), torch.nn.Parameter(start.clone())
+    alone.grad, both.grad = gradient[:, :1].clone(), gradient.clone()
+    torch.optim.AdamW([alone], lr=0.1, betas=BETAS, weight_decay=0.5).step()
+    SlotAdam([both], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(both[:, :1], alone)
+    assert torch.equal(both[:, 1], start[:, 1])
