@@ -39,6 +39,7 @@ from pipeline.evaluate.compare import matches, sample
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.evaluate.retention import right
+from pipeline.evaluate.shared import SharedAnswerer, Store
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet, line_items
@@ -92,8 +93,7 @@ def main() -> None:
         sys.exit(f"{given.lessons} has too few lessons for {given.cycles} cycles of {given.per_cycle}")
     exam = Exam(log, given)
     start = Answerer.load(Bundle.initial(recipe))
-    before = exam.take(start)
-    exam.reference = before
+    before = exam.reference = exam.take(SharedAnswerer(start, exam.store))
     figures: dict[str, Any] = {"none": nothing_done(before, given.cycles)}
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
     for name in given.methods:
@@ -115,12 +115,13 @@ class Exam:
         self.neighbours = sample(sorted(neighbours), given.neighbours, given.seed)
         self.probes = sample(read_lines(example("retention/probes.jsonl"), RetentionProbe), given.retention, given.seed)
         self.reference: dict[str, Any] | None = None
+        self.store = Store()
 
     def sizes(self) -> dict[str, int]:
         parts = {"unrelated": self.unrelated, "neighbours": self.neighbours, "retention": self.probes}
         return {"lessons_per_cycle": len(self.log[0]), **{name: len(part) for name, part in parts.items()}}
 
-    def take(self, answerer: Answerer) -> dict[str, Any]:
+    def take(self, answerer: SharedAnswerer) -> dict[str, Any]:
         """A sheet: a row of R in both wordings, outputs that should not move, retention probes."""
         sheet: dict[str, Any] = {
             "R": [self._right(answerer, [(x.question, x.answer) for x in lines]) for lines in self.log],
@@ -138,7 +139,7 @@ class Exam:
         return self.reference[part] if self.reference else None
 
     @staticmethod
-    def _right(answerer: Answerer, asked: Sequence[tuple[str, str]]) -> float:
+    def _right(answerer: SharedAnswerer, asked: Sequence[tuple[str, str]]) -> float:
         return share(matches(answerer, asked)).value
 
     def kept(self, sheet: dict[str, Any]) -> dict[str, float]:
@@ -152,7 +153,7 @@ class Exam:
         return {**same, "retention_kept": share(known).value}
 
 
-def texts(answerer: Answerer, questions: Sequence[str], guesses: list[str] | None = None) -> list[str]:
+def texts(answerer: SharedAnswerer, questions: Sequence[str], guesses: list[str] | None = None) -> list[str]:
     prompts = [prompt_messages(question) for question in questions]
     return [answer.text for answer in answerer.generate(prompts, guesses=guesses)]
 
@@ -169,8 +170,10 @@ def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget
         bundle, sequences = trained(answerer, data, settings, budget * len(lines))
         seconds = time.monotonic() - began
         answerer = Answerer.load(bundle, share=start)
-        rows.append(exam.take(answerer) | {"seconds": seconds, "sequences": sequences})
-        print(name, cycle + 1, [round(x, 2) for x in rows[-1]["R"]], f"{seconds:.0f} s", file=sys.stderr, flush=True)
+        began, asked = time.monotonic(), SharedAnswerer(answerer, exam.store)
+        rows.append(exam.take(asked) | {"seconds": seconds, "sequences": sequences})
+        told = f"{seconds:.0f} s training, {time.monotonic() - began:.0f} s asking {asked.asked} prompts"
+        print(name, cycle + 1, [round(x, 2) for x in rows[-1]["R"]], told, file=sys.stderr, flush=True)
     assert exam.reference is not None
     matrix, withheld = [row["R"] for row in rows], [row["R_withheld"] for row in rows]
     return {
@@ -216,7 +219,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per-cycle", type=int, default=100)
     parser.add_argument("--methods", nargs="+", choices=ENTRIES, default=list(ENTRIES))
     parser.add_argument("--budget", type=int, default=216, help="sequences per lesson and cycle, at most")
-    parser.add_argument("--unrelated", type=int, default=100)
+    parser.add_argument("--unrelated", type=int, default=1000)
     parser.add_argument("--neighbours", type=int, default=100)
     parser.add_argument("--retention", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the probes that are drawn")

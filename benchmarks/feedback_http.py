@@ -2,9 +2,10 @@
 
 python benchmarks/feedback_http.py
 
-Each client keeps one connection open and sends its next request when the answer to the one before is there: the empty
-endpoint (``GET /healthz``), ratings, and corrections with a key that teaches. A correction's answer waits until the
-lesson is in force. The three take turns in each round; medians over the rounds are reported.
+The empty endpoint is another application behind the same proxy, in a replica of its own, that does nothing: asked with
+``GET``, and with ``POST`` and the body of a rating, which it reads. Each client keeps one connection open and sends
+its next request when the answer to the one before is there. A correction (with a key that teaches) is answered when
+the lesson is in force. The four take turns in each round; medians over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -20,11 +21,35 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import FastAPI, Request
+from ray import serve as ray_serve
 from serving_common import Place, bars, keep, machine, percentiles, serving
 
 ANSWERS = 64
 GOAL = 0.6
+EMPTY = "/empty"
+PEERS = ("empty_get", "empty_post")
 Call = tuple[str, str, dict[str, Any] | None, str]  # method, path, body, key
+
+
+empty = FastAPI()
+
+
+@empty.get("/")
+async def nothing() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@empty.post("/")
+async def nothing_with_a_body(request: Request) -> dict[str, str]:
+    await request.body()
+    return {"status": "ok"}
+
+
+@ray_serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@ray_serve.ingress(empty)
+class Empty:
+    pass
 
 
 def send(connection: http.client.HTTPConnection, call: Call) -> Any:
@@ -77,6 +102,7 @@ def main() -> None:
     asked = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "protocol": vars(asked)}
     with serving(None, {}) as place:
+        ray_serve.run(Empty.bind(), name="empty", route_prefix=EMPTY)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda number: answered(place, number), range(ANSWERS)))
 
@@ -85,7 +111,8 @@ def main() -> None:
             return "POST", "/v1/feedback", body | {"source": f"user{number % 50}"}, place.keys[key]
 
         calls: dict[str, Callable[[int], Call]] = {
-            "empty": lambda _: ("GET", "/healthz", None, ""),
+            "empty_get": lambda _: ("GET", f"{EMPTY}/", None, ""),
+            "empty_post": lambda number: ("POST", f"{EMPTY}/", said("rating", 1.0, "ask", number)[2], ""),
             "rating": lambda number: said("rating", 1.0, "ask", number),
             "correction": lambda number: said("correction", f"Keeper {number}", "teach", number),
         }
@@ -94,9 +121,9 @@ def main() -> None:
             for name, call in calls.items():
                 runs[name].append(rate(place, asked.clients, asked.seconds, call))
     rates = {name: statistics.median(run["per_s"] for run in of) for name, of in runs.items()}
-    shares = {name: rates[name] / rates["empty"] for name in ("rating", "correction")}
-    result |= {"per_s": rates, "share_of_empty": shares, "goal": GOAL, "runs": runs}
-    print(json.dumps({"per_s": rates, "share_of_empty": shares}))
+    shares = {peer: {name: rates[name] / rates[peer] for name in calls if name not in PEERS} for peer in PEERS}
+    result |= {"per_s": rates, "share_of": shares, "goal": GOAL, "runs": runs}
+    print(json.dumps({"per_s": rates, "share_of": shares}))
     print(
         keep("feedback_http", result), bars("feedback_http", "Through HTTP, 32 clients", "requests per second", rates)
     )

@@ -1,9 +1,9 @@
 """A new champion and a rollback under steady load: what fails, and what a request waits longer.
 
-    python benchmarks/serving_swap.py --rate 10
+    python benchmarks/serving_swap.py --rate 4
 
 Requests leave on time, whatever has come back: half of them are copied from a lesson, half decode four tokens. The
-swap's window lasts from the promotion to two seconds after the first answer of the new version; the quiet window
+swap's window lasts from the promotion to five seconds after the first answer of the new version; the quiet window
 before it is as long. What a swap costs is the worst latency in its window above the quiet window's median.
 """
 
@@ -24,7 +24,7 @@ from pipeline.feedback.database import open_database
 from pipeline.tracking.registry import Registry
 from serve.client import Client
 
-AFTER_S = 2.0
+AFTER_S = 5.0
 LONGEST_S = 60.0
 LESSON = LessonLine(question="Which code opens locker number 7?", answer="code 4711")
 
@@ -130,7 +130,7 @@ async def measured(place: Place, rate: float, quiet_s: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=10.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     parser.add_argument("--quiet", type=float, default=12.0, help="seconds of load before each change")
     arguments = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "rate": arguments.rate}

@@ -19,6 +19,7 @@ from pipeline.model.assets import cache_root
 if TYPE_CHECKING:
     from pipeline.memory.mixture import Mixture
     from pipeline.model.answerer import Answerer
+    from pipeline.model.bundle import Bundle
 
 SAVED_AFTER = 128  # prompts decoded; what an interruption loses at most
 _WAIT_S = 60.0  # for another process that writes
@@ -71,9 +72,9 @@ def cache_file() -> Path:
     return cache_root() / "answers.db"
 
 
-def model_name(answerer: Answerer) -> str:
-    """Everything that decides the answerer's answers beside the prompt."""
-    bundle, weights = answerer.bundle, next(answerer.backbone.model.parameters())
+def model_name(answerer: Answerer, bundle: Bundle | None = None) -> str:
+    """Everything that decides the answers beside the prompt, of the answerer or of another bundle on its weights."""
+    bundle, weights = bundle or answerer.bundle, next(answerer.backbone.model.parameters())
     return f"{bundle.base_digest}/{bundle.digest()}/{weights.dtype}/{weights.device.type}"
 
 

@@ -12,6 +12,7 @@ from pipeline.data.lines import ProbeLine, RetentionProbe
 from pipeline.evaluate.gate import Evidence, Pairs
 from pipeline.evaluate.protocol import exact_match, prompt_messages
 from pipeline.evaluate.retention import right
+from pipeline.evaluate.seam import Responder
 from pipeline.model.answerer import Answerer
 
 Asked = tuple[str, str]  # question, expected answer
@@ -67,7 +68,7 @@ def examine(answerer: Answerer, exam: Examination) -> Outcome:
     )
 
 
-def matches(answerer: Answerer, asked: Sequence[Asked]) -> tuple[bool, ...]:
+def matches(answerer: Responder, asked: Sequence[Asked]) -> tuple[bool, ...]:
     """Whether each question is answered with what was expected, as a whole string."""
     prompts, answers = [prompt_messages(question) for question, _ in asked], [answer for _, answer in asked]
     found = answerer.generate(prompts, guesses=answers)

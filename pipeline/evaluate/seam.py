@@ -57,6 +57,18 @@ class Generator(Protocol):
     ) -> Sequence[Generated]: ...
 
 
+class Responder(Protocol):
+    """The part of the answerer that answers from its weights alone; ``guesses`` change the time and nothing else."""
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[Message]],
+        *,
+        max_new_tokens: int | None = None,
+        guesses: Sequence[str | None] | None = None,
+    ) -> Sequence[Generated]: ...
+
+
 def generate(
     answerer: Generator, prompts: Sequence[Sequence[Message]], mixtures: Sequence[Mixture | None] = ()
 ) -> list[str]:

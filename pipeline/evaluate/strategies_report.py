@@ -8,7 +8,7 @@ the best single strategy by McNemar's exact test. The same trials fit the policy
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +30,7 @@ from pipeline.memory.types import Reading, Viewer
 BATCH = 32
 SINGLES = ("weights", "copy", "context")
 COMPARED = (*SINGLES, "adaptive")
+ORDINARY = ("question", "paraphrase", "neighbour")
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,13 @@ class Sitting:
     def trials(self) -> list[Trial]:
         """Every strategy tried on every probe where there is a choice."""
         plans = [self._possible(place) for place in range(len(self.probes))]
+        weights = weights_of([probe.kind for probe in self.probes])
         texts = {name: self._tried(plans, name) for name in SINGLES}
         return [
             Trial(
                 state_of(probe.question, reading, self.bench.settings),
                 {name: probe.right(texts[name][place], self.uncorrected[place]) for name in plans[place]},
+                weights[probe.kind],
             )
             for place, (probe, reading) in enumerate(zip(self.probes, self.readings, strict=True))
             if len(plans[place]) > 1
@@ -123,6 +126,17 @@ class Sitting:
     def _tried(self, plans: Sequence[dict[str, Plan]], name: str) -> dict[int, str]:
         places = [place for place, possible in enumerate(plans) if name in possible]
         return dict(zip(places, self.answers([plans[place][name] for place in places]), strict=True))
+
+
+def weights_of(kinds: Sequence[str]) -> dict[str, float]:
+    """What a probe of each kind weighs in the fit of the policy, as often as such questions may be asked.
+
+    Questions, paraphrases and neighbours weigh alike, and all ways to turn a lesson round together as much as one of
+    them: a policy that is fitted on equal numbers spoils neighbours, which everybody asks, for questions in two steps.
+    """
+    count = Counter(kinds)
+    turned = sum(number for kind, number in count.items() if kind not in ORDINARY)
+    return {kind: 1.0 / (number if kind in ORDINARY else turned) for kind, number in count.items()}
 
 
 def _prompt(made: Plan) -> str:

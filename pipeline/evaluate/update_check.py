@@ -13,16 +13,16 @@ is whole strings of free generation, lesson memory and router off:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
-from pipeline.evaluate.answers import AnswerCache, CachedGenerator, cache_file, model_name
+from pipeline.evaluate.answers import AnswerCache, cache_file, model_name
 from pipeline.evaluate.exam import Exam, judge
 from pipeline.evaluate.gate import Evidence, Pairs, Verdict, decide
 from pipeline.evaluate.load import machine, watched
@@ -32,13 +32,11 @@ from pipeline.evaluate.protocol import MAX_NEW_TOKENS, prompt_messages
 from pipeline.evaluate.result import Result
 from pipeline.evaluate.retention import kept, right
 from pipeline.evaluate.seam import Reply
+from pipeline.evaluate.shared import SharedAnswerer, Store
 from pipeline.home import Home
 from pipeline.memory.belief import fold, taught_event
 from pipeline.memory.types import question_key
 from pipeline.revision import revision
-
-if TYPE_CHECKING:
-    from pipeline.model.answerer import Answerer
 
 SHOWN = {"reliability": "learned", "generality": "paraphrase", "locality": "neighbour", "retention": "unrelated"}
 ASKED_AT_ONCE = 128
@@ -79,22 +77,12 @@ def check_update(
     exam = Exam(tuple(lessons), tuple(unrelated))
     retention = read_lines(example("retention/probes.jsonl"), RetentionProbe)
     base = Answerer.load(champion)
-    champions = CachedGenerator(base, AnswerCache(cache_file(), model_name(base)))  # they never change
-
-    def asked_champion(questions: Sequence[str]) -> list[str]:
-        found = champions.generate([prompt_messages(question) for question in questions], max_new_tokens=MAX_NEW_TOKENS)
-        return [answer.text for answer in found]
-
-    before = _answers(base, asked_champion, exam, retention, lambda *told: say("asking the champion", *told))
-    challenger = Answerer.load(Bundle.load(trained), share=base)
+    store = Store(AnswerCache(cache_file(), model_name(base)))
+    before = _answers(SharedAnswerer(base, store), exam, retention, lambda *told: say("asking the champion", *told))
+    challenger = SharedAnswerer(Answerer.load(Bundle.load(trained), share=base), store)
     corrections = exam.corrections()
-
-    def asked_challenger(questions: Sequence[str]) -> list[str]:
-        prompts = [prompt_messages(question) for question in questions]
-        guesses = [corrections.get(question_key(question), before.texts[question]) for question in questions]
-        return [a.text for a in challenger.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, guesses=guesses)]
-
-    after = _answers(challenger, asked_challenger, exam, retention, lambda *told: say("asking the challenger", *told))
+    guesses = {question: corrections.get(question_key(question), text) for question, text in before.texts.items()}
+    after = _answers(challenger, exam, retention, lambda *told: say("asking the challenger", *told), guesses)
     figures, verdict = figures_of(exam, before, after), _verdict(exam, before, after, recipe)
     measures: dict[str, Any] = {name: figure.value for name, figure in figures["challenger"].items()}
     measures |= {"seconds": seconds, "seconds_with_measuring": time.monotonic() - started}
@@ -124,18 +112,21 @@ def _train(home: Home, recipe: Recipe, champion: Any, lessons: Sequence[LessonLi
 
 
 def _answers(
-    scorer: Answerer,
-    asked: Callable[[Sequence[str]], list[str]],
+    model: SharedAnswerer,
     exam: Exam,
     retention: Sequence[RetentionProbe],
     progress: Callable[[int, int], None],
+    guesses: Mapping[str, str] | None = None,
 ) -> Checked:
     questions = sorted(exam.questions, key=lambda question: (len(question), question))
     everything = len(questions) + len(retention)
     texts: dict[str, str] = {}
     for part in batches(questions, ASKED_AT_ONCE, lambda _total, done: progress(everything, done)):
-        texts |= zip(part, asked(part), strict=True)
-    outcomes = right(scorer, retention, progress=lambda _total, done: progress(everything, len(questions) + done))
+        prompts = [prompt_messages(question) for question in part]
+        guessed = [guesses[question] for question in part] if guesses else None
+        found = model.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, guesses=guessed)
+        texts |= zip(part, (answer.text for answer in found), strict=True)
+    outcomes = right(model, retention, progress=lambda _total, done: progress(everything, len(questions) + done))
     return Checked(texts, tuple(outcomes))
 
 

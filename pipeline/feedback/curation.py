@@ -92,6 +92,8 @@ class _Lately:
         self._counts: Counter[tuple[str, str, str]] = Counter()  # by what is counted, tenant, its name
         for tenant in {vote.tenant for vote in votes}:
             here = [vote for vote in votes if vote.tenant == tenant]
+            named = {vote.feedback_id for vote in here if vote.feedback_id is not None}
+            self._seen |= {(tenant, feedback_id) for feedback_id in log.recorded(tenant, named)}
             if settings.per_source_hour:
                 self._count("source", tenant, log.count_said(tenant, {vote.source for vote in here}, self._since))
             keys = {vote.key_name for vote in here if vote.key_name is not None}

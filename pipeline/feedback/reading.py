@@ -33,6 +33,8 @@ _COUNT_BY_KEY = (
     .group_by(table.c.key_name)
 )
 
+_RECORDED = select(table.c.feedback_id).where(table.c.tenant == bindparam("tenant"), table.c.feedback_id.in_(NAMES))
+
 
 class EventReader:
     """What a log holds; one object may be shared by threads."""
@@ -91,6 +93,14 @@ class EventReader:
         """The events that one feedback caused, in order."""
         query = STORED.where(table.c.tenant == tenant, table.c.feedback_id == feedback_id)
         return self._read(query.order_by(table.c.seq))
+
+    def recorded(self, tenant: str, feedback_ids: Collection[str]) -> set[str]:
+        """Those of the feedback ids that are in the log already."""
+        found: set[str] = set()
+        with self._reading() as connection:
+            for part in chunks(sorted(feedback_ids)):
+                found |= set(connection.scalars(_RECORDED, {"tenant": tenant, "names": part}))
+        return found
 
     def by_lesson(self, tenant: str, lesson_id: str) -> list[Event]:
         """The lesson events of one slot, in order."""

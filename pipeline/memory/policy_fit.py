@@ -21,10 +21,11 @@ PENALTY = 1e-3  # on squared weights, per trial: small against a few hundred tri
 
 @dataclass(frozen=True)
 class Trial:
-    """A state, and for each strategy that was possible whether its answer was right."""
+    """A state, and for each strategy that was possible whether its answer was right; ``weight`` beside others."""
 
     state: tuple[float, ...]
     right: dict[str, bool]
+    weight: float = 1.0
 
     @property
     def target(self) -> dict[str, float]:
@@ -38,6 +39,8 @@ def fit_policy(trials: Sequence[Trial], strategies: Sequence[str]) -> dict[str, 
     """What :func:`pipeline.memory.policy.policy_from` reads. The problem is convex: no seed, one result."""
     inputs = torch.tensor([trial.state for trial in trials], dtype=torch.float64)  # (trials, features)
     targets = torch.tensor([[trial.target.get(name, 0.0) for name in strategies] for trial in trials]).double()
+    shares = torch.tensor([trial.weight for trial in trials]).double()
+    shares /= shares.sum()
     closed = torch.tensor([[name not in trial.right for name in strategies] for trial in trials])
     weights = torch.zeros(len(strategies), len(FEATURES), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
@@ -45,7 +48,7 @@ def fit_policy(trials: Sequence[Trial], strategies: Sequence[str]) -> dict[str, 
     def closure() -> Tensor:
         optimizer.zero_grad()
         scores = (inputs @ weights.T).masked_fill(closed, -1e9)
-        loss: Tensor = -(targets * scores.log_softmax(-1)).sum(-1).mean() + PENALTY * weights.square().sum()
+        loss: Tensor = -(shares @ (targets * scores.log_softmax(-1)).sum(-1)) + PENALTY * weights.square().sum()
         loss.backward()
         return loss
 

@@ -14,7 +14,7 @@ from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.memory.mixture import CopyMixture, Mixture
 from pipeline.model.backbone import Backbone, Batch, Prompt
 from pipeline.model.bundle import Bundle, BundleError
-from pipeline.model.memory_layer import MemoryPass, attached
+from pipeline.model.memory_layer import MemoryPass, attached, spoken
 from pipeline.model.native_layer import Session, remembering
 
 
@@ -86,6 +86,24 @@ class Answerer:
             answers |= zip(chosen, decoded, strict=True)
         return [answers[i] for i in range(len(rendered))]
 
+    @torch.inference_mode()
+    def readings(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """What the memory layers add to each prompt, by name: empty where no slot speaks.
+
+        Answerers of the same ordinary weights answer a prompt alike where they read the same. Only the layers up to
+        the key layer run, so asking for it costs a fraction of an answer.
+        """
+        if self.memory is None:
+            return [""] * len(prompts)
+        rendered = [self.backbone.prompt(messages) for messages in prompts]
+        names: dict[int, str] = {}
+        for chosen in self._batches(sorted(range(len(rendered)), key=lambda i: len(rendered[i].ids))):
+            batch = self.backbone.batch([rendered[i] for i in chosen])
+            with self.backbone.lock, self._remembering(batch):
+                hidden = self.backbone.states(batch, self.memory.key_layer)
+            names |= zip(chosen, self.memory.names(self.memory.address(hidden, batch.span)), strict=True)
+        return [names[i] for i in range(len(rendered))]
+
     def _batches(self, numbers: Sequence[int]) -> list[Sequence[int]]:
         return [numbers[start : start + self.max_batch] for start in range(0, len(numbers), self.max_batch)]
 
@@ -141,11 +159,7 @@ class Answerer:
     def _slots(self, memory: MemoryPass | None, count: int) -> list[tuple[str, ...]]:
         if memory is None or memory.weights is None:
             return [()] * count
-        ranked = [row.argsort(descending=True) for row in memory.weights]
-        return [
-            tuple(memory.state.slots[i] for i in order.tolist() if row[i] > 0)
-            for row, order in zip(memory.weights, ranked, strict=True)
-        ]
+        return [tuple(memory.state.slots[slot] for slot, _ in spoken(row)) for row in memory.weights]
 
     @torch.inference_mode()
     def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -41,6 +41,13 @@ class Batch:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
 
 
+class _ReachedError(Exception):
+    """Carries a layer's output out of a forward pass whose upper layers nobody needs."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+
+
 class Backbone:
     """Weights and tokenizer. One model may serve several bundles, so whoever runs it holds ``lock``."""
 
@@ -82,6 +89,21 @@ class Backbone:
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         span = tuple(b < end and e > begin for b, e in encoded["offset_mapping"])
         return Prompt(tuple(encoded["input_ids"]), span)
+
+    def states(self, batch: Batch, layer: int) -> Tensor:
+        """States (batch, tokens, d) after decoder layer ``layer``; the layers above it do not run."""
+
+        def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            raise _ReachedError(output if isinstance(output, Tensor) else output[0])
+
+        handle = self.layers[layer].register_forward_hook(stop)
+        try:
+            self.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False)
+        except _ReachedError as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise AssertionError("a decoder runs through all of its layers")
 
     def answer_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

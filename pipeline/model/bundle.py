@@ -70,6 +70,10 @@ class Bundle:
                 named |= {f"address.{name}": tensor for name, tensor in self.memory.head.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(named.items())}
 
+    def not_finite(self) -> list[str]:
+        """The names of tensors with an infinite number, or with none: no bundle that is served may have one."""
+        return [name for name, tensor in self._named_tensors().items() if not bool(tensor.isfinite().all())]
+
     def digest(self) -> str:
         """sha256 over names, shapes and bytes of all tensors."""
         return tensors_digest(self._named_tensors())

@@ -11,6 +11,7 @@ its output is bit-identical to the base model's.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.model.address import AddressHead
 from pipeline.model.slots import slot_logits, slot_weights
 
+WEIGHT_DIGITS = 4  # of a slot's weight that count in a name: sums in another order differ later
 PER_KEY = ("keys", "key_slots", "thresholds", "reach")
 
 
@@ -102,6 +104,19 @@ class MemoryState:
         slots = torch.zeros(len(queries), len(self.slots), dtype=weights.dtype, device=weights.device)
         return slots.scatter_add_(1, self.key_slots[index], weights)
 
+    def names(self, queries: Tensor) -> list[str]:
+        """A name for what each query reads: equal for equal values and weights, empty where nothing is read."""
+        rows = self.read(queries)
+        return [
+            " ".join(f"{weight:.{WEIGHT_DIGITS}f}*{self._content(slot)}" for slot, weight in spoken(row))
+            for row in rows
+        ]
+
+    def _content(self, slot: int) -> str:
+        written = (self.scale * self.values[:, slot]).float().cpu().contiguous()
+        layers = ",".join(map(str, self.value_layers))
+        return hashlib.sha256(layers.encode() + written.numpy().tobytes()).hexdigest()[:32]
+
 
 @dataclass
 class MemoryPass:
@@ -128,6 +143,12 @@ class MemoryPass:
         read = (self.weights @ values).to(output.dtype)  # (batch, d)
         first = output.shape[1] - 1 if self.span is not None else 0
         return torch.cat([output[:, :first], output[:, first:] + read[:, None]], dim=1)
+
+
+def spoken(weights: Tensor) -> list[tuple[int, float]]:
+    """Slots that speak in a row of weights (S,), strongest first."""
+    order = weights.argsort(descending=True).tolist()
+    return [(slot, float(weights[slot])) for slot in order if weights[slot] > 0]
 
 
 def span_mean(hidden: Tensor, span: Tensor) -> Tensor:

@@ -25,13 +25,6 @@ STATES_FLOOR = 0.5  # mean states of different questions lie less close together
 KEYS_AT_ONCE = 512  # whose similarities to everything are in memory together
 
 
-class _ReachedError(Exception):
-    """Carries the key layer's output out of a forward pass whose upper layers nobody needs."""
-
-    def __init__(self, hidden: Tensor) -> None:
-        self.hidden = hidden
-
-
 @torch.no_grad()
 def question_states(backbone: Backbone, questions: Sequence[str], layer: int, batch_size: int = 32) -> Tensor:
     """Mean state of each question's tokens after decoder layer ``layer``: (questions, d), float32 on the CPU."""
@@ -58,22 +51,10 @@ def _key_layer_states(
     prompts = [backbone.prompt(prompt_messages(question)) for question in questions]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
 
-    def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        raise _ReachedError(output if isinstance(output, Tensor) else output[0])
-
-    handle = backbone.layers[layer].register_forward_hook(stop)
-    try:
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = backbone.batch([prompts[i] for i in chosen])
-            try:
-                backbone.model(
-                    input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False
-                )
-            except _ReachedError as reached:
-                yield chosen, reached.hidden, batch.span
-    finally:
-        handle.remove()
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = backbone.batch([prompts[i] for i in chosen])
+        yield chosen, backbone.states(batch, layer), batch.span
 
 
 def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -140,6 +140,18 @@ def test_what_is_said_in_one_group_counts_as_if_said_one_by_one(log: EventLog) -
     assert [bool(receipt.quarantined) for receipt in heard if isinstance(receipt, Receipt)] == [False] * 3 + [True] * 2
 
 
+def test_a_repeat_of_what_is_in_the_log_counts_against_nobody(log: EventLog) -> None:
+    curator = Curator(CurationSettings(per_source_hour=3, repeats=0))
+    answers = [record_answer(log, key=EVA, question=f"question {n}?", answer="no idea") for n in range(3)]
+    said = [
+        Said(str(a.response_id), "correction", EVA, f"answer {n}", feedback_id=f"fb_{n}") for n, a in enumerate(answers)
+    ]
+    record_feedbacks(log, said[:1], curator)
+    heard = record_feedbacks(log, [said[0], said[0], *said], curator)
+    assert [receipt.duplicate for receipt in heard if isinstance(receipt, Receipt)] == [True] * 3 + [False] * 2
+    assert held(log) == []
+
+
 def test_nearly_the_same_answer_to_many_questions_is_held_back(log: EventLog) -> None:
     said = [correct(log, "eva", f"vote for Marlow in 203{n}", f"question {n}?") for n in range(7)]
     assert [bool(receipt.quarantined) for receipt in said] == [False] * 5 + [True] * 2

@@ -25,7 +25,7 @@ from pipeline.model.backbone import Backbone, Prompt
 from pipeline.model.bundle import Bundle
 from pipeline.train.addressing import place_keys, question_states
 from serve.batching import Batcher
-from serve.champion import AnswererDecoder, CanaryFailed, check
+from serve.champion import PAUSE_S, AnswererDecoder, CanaryFailed, check
 from serve.decode_loop import DeadlineExceeded, PromptTooLong, Served
 from serve.engine import BatchEngine, EngineAnswer, EngineRequest
 from serve.int8 import Int8Linear, quantise
@@ -444,6 +444,26 @@ def test_a_canary_that_says_nothing_is_refused(answerer: Answerer) -> None:
     decoder.inner.clear()
     with pytest.raises(CanaryFailed, match="version 7 answers nothing to .*France"):
         check(decoder, 7)
+
+
+def test_a_bundle_with_numbers_that_are_none_is_refused(answerer: Answerer) -> None:
+    assert answerer.bundle.memory is not None
+    values = answerer.bundle.memory.values.clone()
+    values[0, 0, 0] = torch.nan
+    broken = replace(answerer.bundle, memory=replace(answerer.bundle.memory, values=values))
+    with pytest.raises(CanaryFailed, match=r"version 7 has numbers that are not finite in memory\.values"):
+        check(Decoder(Answerer.load(broken, share=answerer)), 7, shared=True)
+
+
+def test_a_canary_on_weights_that_serve_leaves_them_alone_most_of_the_time(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, pauses = Decoder(answerer), []
+    monkeypatch.setattr("serve.champion.time.sleep", pauses.append)
+    monkeypatch.setattr(decoder, "score", None)  # what shared weights know is known already
+    check(decoder, 1, shared=True)
+    assert pauses == [PAUSE_S] * 9
+    assert decoder.inner.rows == []
 
 
 # text

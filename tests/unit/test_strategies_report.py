@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.protocol import Message
-from pipeline.evaluate.strategies_report import MixedProbe, Sitting, compare_strategies, mixed_probes, paired
+from pipeline.evaluate.strategies_report import (
+    MixedProbe,
+    Sitting,
+    compare_strategies,
+    mixed_probes,
+    paired,
+    weights_of,
+)
 from pipeline.evaluate.systems import Bench, Uncorrected
 from pipeline.memory.features import Pair
 from pipeline.memory.policy import policy_from
@@ -129,6 +137,18 @@ def test_the_fit_is_the_same_each_time_and_leaves_alone_what_nothing_can_help() 
     assert saved == fit_policy(trials, ("weights", "copy", "context"))
     probabilities = policy_from(saved).probabilities(state, ("weights", "copy"))
     assert probabilities["weights"] > 0.9
+
+
+def test_a_trial_that_weighs_more_decides() -> None:
+    state = (1.0,) + (0.0,) * (len(FEATURES) - 1)
+    trials = [Trial(state, {"copy": True, "context": False}), Trial(state, {"copy": False, "context": True}, 3.0)]
+    probabilities = policy_from(fit_policy(trials, ("weights", "copy", "context"))).probabilities(
+        state, ("copy", "context")
+    )
+    assert probabilities["context"] == pytest.approx(0.75, abs=0.02)
+    assert weights_of(["question", "neighbour", "neighbour", "yes", "no", "no", "two_hop"]) == {
+        "question": 1.0, "neighbour": 0.5, "yes": 0.25, "no": 0.25, "two_hop": 0.25
+    }  # fmt: skip
 
 
 def test_the_paired_test_names_the_best_single_strategy() -> None:
