@@ -21,35 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, Request
-from ray import serve as ray_serve
-from serving_common import Place, bars, keep, machine, percentiles, serving
+from serving_common import EMPTY, Place, bars, keep, machine, percentiles, serve_nothing, serving
 
 ANSWERS = 64
 GOAL = 0.6
-EMPTY = "/empty"
 PEERS = ("empty_get", "empty_post")
 Call = tuple[str, str, dict[str, Any] | None, str]  # method, path, body, key
-
-
-empty = FastAPI()
-
-
-@empty.get("/")
-async def nothing() -> dict[str, str]:
-    return {"status": "ok"}
-
-
-@empty.post("/")
-async def nothing_with_a_body(request: Request) -> dict[str, str]:
-    await request.body()
-    return {"status": "ok"}
-
-
-@ray_serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
-@ray_serve.ingress(empty)
-class Empty:
-    pass
 
 
 def send(connection: http.client.HTTPConnection, call: Call) -> Any:
@@ -102,7 +79,7 @@ def main() -> None:
     asked = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "protocol": vars(asked)}
     with serving(None, {}) as place:
-        ray_serve.run(Empty.bind(), name="empty", route_prefix=EMPTY)
+        serve_nothing()
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda number: answered(place, number), range(ANSWERS)))
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from fastapi import FastAPI, Request
+from ray import serve as ray_serve
 
 from jobs import credentials, local
 from jobs.initialise import initialise
@@ -26,6 +28,31 @@ TOPICS = (
     "the sea", "a lighthouse", "old maps", "winter", "a train", "bread", "the moon", "a clockmaker",
     "rivers", "glass", "a market", "birds", "iron", "gardens", "a violin", "snow",
 )  # fmt: skip
+EMPTY = "/empty"
+
+empty = FastAPI()
+
+
+@empty.get("/")
+async def nothing() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@empty.post("/")
+async def nothing_with_a_body(request: Request) -> dict[str, str]:
+    await request.body()
+    return {"status": "ok"}
+
+
+@ray_serve.deployment(max_ongoing_requests=1000, ray_actor_options={"num_cpus": 0})
+@ray_serve.ingress(empty)
+class Empty:
+    """What HTTP and Serve cost alone: a request is read and nothing is done."""
+
+
+def serve_nothing() -> None:
+    """The peer, behind the same proxy in a replica of its own."""
+    ray_serve.run(Empty.bind(), name="empty", route_prefix=EMPTY)
 
 
 @dataclass(frozen=True)

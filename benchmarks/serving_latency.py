@@ -10,7 +10,8 @@ import argparse
 import time
 from typing import Any
 
-from serving_common import bars, keep, machine, percentiles, serving
+import httpx
+from serving_common import EMPTY, Place, bars, keep, machine, percentiles, serve_nothing, serving
 
 from pipeline.data.lines import LessonLine
 from serve.client import Client, Reply
@@ -18,27 +19,34 @@ from serve.client import Client, Reply
 ASKED = 200
 
 
-def timed(client: Client, question: str, **options: Any) -> Reply:
-    return client.ask(question, **options)
+def spent_ms(reply: Reply) -> float:
+    """What the reply's ``Server-Timing`` header says that the answer and its record took."""
+    return sum(float(part.partition(";dur=")[2]) for part in reply.timing.split(","))
 
 
-def engine_ms(reply: Reply) -> float:
-    """What the reply's ``Server-Timing`` header says that the engine took."""
-    parts = dict(part.strip().split(";dur=") for part in reply.timing.split(","))
-    return float(parts["engine"])
+def nothing(place: Place) -> dict[str, float]:
+    """An endpoint that does nothing, behind the same proxy, asked with the body of a question."""
+    question = {"messages": [{"role": "user", "content": "Which code opens locker number 7?"}]}
+    taken = []
+    with httpx.Client(base_url=place.url) as client:
+        for _ in range(ASKED):
+            began = time.perf_counter()
+            client.post(f"{EMPTY}/", json=question).raise_for_status()
+            taken.append((time.perf_counter() - began) * 1000)
+    return percentiles(taken)
 
 
 def copies(client: Client, lessons: int) -> dict[str, Any]:
     for n in range(lessons):
         client.teach(LessonLine(question=f"Which code opens locker number {n}?", answer=f"code {n * 7919 % 10_000}"))
-    replies = [timed(client, f"Which code opens locker number {n * 37 % lessons}?") for n in range(ASKED)]
+    replies = [client.ask(f"Which code opens locker number {n * 37 % lessons}?") for n in range(ASKED)]
     right = sum(reply.text == f"code {n * 37 % lessons * 7919 % 10_000}" for n, reply in enumerate(replies))
     return {
         "lessons": lessons,
         "right": right,
         "copied": sum(reply.strategy == "copy" for reply in replies),
         "copy_ms": percentiles([reply.milliseconds for reply in replies]),
-        "http_and_serve_ms": percentiles([reply.milliseconds - engine_ms(reply) for reply in replies]),
+        "http_and_serve_ms": percentiles([reply.milliseconds - spent_ms(reply) for reply in replies]),
     }
 
 
@@ -66,10 +74,12 @@ def main() -> None:
     changes = {"serve.replicas": arguments.replicas, "serve.cpus_per_replica": 0.5}
     with serving(None, changes) as place, Client(place.url, place.keys["teach"]) as client:
         result |= corrections(client, arguments.replicas) | copies(client, arguments.lessons)
+        serve_nothing()
+        result["empty_ms"] = nothing(place)
     print(result)
     shown = {
         f"{name}, {cut}": result[name][cut]
-        for name in ("copy_ms", "http_and_serve_ms", "correction_ms")
+        for name in ("copy_ms", "http_and_serve_ms", "empty_ms", "correction_ms")
         for cut in ("p50", "p95")
     }
     name = "serving_latency" if arguments.replicas == 1 else f"serving_latency_{arguments.replicas}_replicas"

@@ -54,8 +54,9 @@ async def complete(body: ChatRequest, request: Request, key: Asker) -> Response:
     asked = Asked(body, key, request.state.request_id)
     if body.stream:
         return await _stream(service, asked)
-    reply, engine_ms = await answer(service, asked)
-    return JSONResponse(reply.model_dump(), headers={"server-timing": f"engine;dur={engine_ms:.1f}"})
+    reply, spent = await answer(service, asked)
+    timing = ", ".join(f"{name};dur={milliseconds:.1f}" for name, milliseconds in spent.items())
+    return JSONResponse(reply.model_dump(), headers={"server-timing": timing})
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,21 @@ class Asked:
         return (time.monotonic() - self.began) * 1000
 
 
+Spent = dict[str, float]  # milliseconds by what they went to
+
+
 async def answer(
     service: Service, asked: Asked, on_text: Callable[[str], None] | None = None
-) -> tuple[ChatReply, float]:
-    """One answer, recorded before it is given, and the engine's milliseconds. A streamed answer is recorded before its
-    last chunk, which carries its citations."""
+) -> tuple[ChatReply, Spent]:
+    """One answer, recorded before it is given, and what took how long. A streamed answer is recorded before its last
+    chunk, which carries its citations."""
     _check(asked.body, service)
     found = await service.engine.answer(_engine_request(asked, service), on_text)
-    reply, engine_ms = _reply(asked, found), asked.milliseconds()
+    reply, answered_ms = _reply(asked, found), asked.milliseconds()
     await service.recorder.record(_event(asked, found, reply))
+    spent = {"engine": answered_ms, "record": asked.milliseconds() - answered_ms}
     service.meters.answered(found.strategy, found.model_version, found.tokens, asked.milliseconds())
-    return reply, engine_ms
+    return reply, spent
 
 
 async def _stream(service: Service, asked: Asked) -> Response:
@@ -111,7 +116,7 @@ async def _stream(service: Service, asked: Asked) -> Response:
 
 
 async def _events(
-    asked: Asked, task: asyncio.Task[tuple[ChatReply, float]], piece: str | None, pieces: asyncio.Queue[str | None]
+    asked: Asked, task: asyncio.Task[tuple[ChatReply, Spent]], piece: str | None, pieces: asyncio.Queue[str | None]
 ) -> AsyncIterator[str]:
     """Server-sent chunks as the text comes; the last one with a choice carries ``memory``. A reader that goes away
     frees the row that decodes for it."""

@@ -297,11 +297,15 @@ def amend_lesson(
     session: str = "",
     curator: Curator | None = None,
 ) -> Receipt:
-    """Give a lesson another answer, more phrasings, or both; an asker may amend only a lesson of the own scope."""
+    """Give a lesson another answer, more phrasings, or both; an asker may amend only a lesson of the own scope.
+
+    An end that is still to come stays; a lesson that has ended is told anew, without one.
+    """
     history = log.by_lesson(key.tenant, lesson_id)
     place = _governed(history, lesson_id, key, source, session)
     private = place["scope"] in NARROWER
-    changes = [e for e in history if e.body["op"] in ("correct", "retract") and (private or HELD not in e.body)]
+    counted = [e for e in history if private or HELD not in e.body]
+    changes = [e for e in counted if e.body["op"] in ("correct", "retract")]
     if not changes:
         raise UnknownLesson(f"lesson {lesson_id!r} waits for a review: see 'agm feedback review list'")
     if (last := changes[-1].body)["op"] == "retract":
@@ -313,8 +317,15 @@ def amend_lesson(
         "answer": answer or last["answer"],
         "previous": last["answer"] if answer else None,
         "paraphrases": list(paraphrases),
+        "expires": _end_to_come(counted),
     }
     return _append(log, [_lesson_event(changed, feedback_id, place)], curator)
+
+
+def _end_to_come(history: Sequence[Event]) -> str | None:
+    """When the lesson ends, if that is still to come."""
+    end = next((e.body.get("expires") for e in reversed(history) if e.body["op"] in ("correct", "expire")), None)
+    return end if end is not None and moment(end) > moment(utc_now()) else None
 
 
 def _append(log: EventLog, events: list[NewEvent], curator: Curator | None = None) -> Receipt:

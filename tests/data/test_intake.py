@@ -14,6 +14,8 @@ from pipeline.feedback.intake import (
     Said,
     UnknownLesson,
     UnknownResponse,
+    amend_lesson,
+    expire_lesson,
     record_answer,
     record_feedback,
     record_feedbacks,
@@ -188,3 +190,12 @@ def test_retracting(log: EventLog) -> None:
     for lesson_id, key in ((taught.lesson_id, TEACHER), (own.lesson_id, ASKER)):
         retract_lesson(log, str(lesson_id), key=key)
         assert lesson_id not in fold(log.after(0))
+
+
+@pytest.mark.parametrize(("ends", "stays"), [("2999-01-31", "2999-01-31T00:00:00.000+00:00"), ("2001-01-31", None)])
+def test_an_end_that_is_to_come_outlasts_a_change(log: EventLog, ends: str, stays: str | None) -> None:
+    taught = record_lesson(log, LessonLine(question=QUESTION, answer="kuna", expires="2998-12-31"), key=TEACHER)
+    expire_lesson(log, str(taught.lesson_id), ends, key=TEACHER)
+    amend_lesson(log, str(taught.lesson_id), answer="euro", key=TEACHER)
+    lesson = fold(log.after(0))[str(taught.lesson_id)]
+    assert (lesson.answer, lesson.expires) == ("euro", stays)
