@@ -26,6 +26,7 @@ TELEMETRY_OFF = {
 RAY_DEFAULTS = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # a report costs up to one poll, and the default poll is 2 s
+    "RAY_worker_niceness": "0",  # by default 15: then whatever else runs here takes the CPUs from who answers people
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # tomorrow's default; today's warns about it
 }
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job

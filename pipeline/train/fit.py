@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +79,32 @@ def fit(
             callbacks=[*callbacks],
         ),
     )
-    with relayed(lambda: _steps_done(folder / PROGRESS_FILE), progress):
+    with relayed(lambda: _steps_done(folder / PROGRESS_FILE), progress), _interruptible():
         result = trainer.fit()
     if result.error is not None or result.checkpoint is None:
         raise RuntimeError(f"training run {name!r} ended without a checkpoint: {result.error}")
     return FitResult(Path(result.checkpoint.path) / BUNDLE_FOLDER, dict(result.metrics or {}))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C means after a training, and out of one, what it meant before.
+
+    Ray Train puts a handler of its own there, which stays behind, swallows the next two, and ends an aborted run's
+    process as if all had gone well.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code == 0:
+            raise KeyboardInterrupt from ended
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _claim(folder: Path, asked: dict[str, Any]) -> None:

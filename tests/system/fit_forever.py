@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def main(root: str, champion: str, recipe: str, name: str) -> None:
         found = fit(
             home, settings, name=name, champion=Path(champion), data=tiny_training_set(), through_seq=9, cycle=1
         )
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is the program's own again"
     print(found.bundle)
 
 

@@ -49,16 +49,20 @@ def finished(process: subprocess.Popen[str]) -> Bundle:
 
 def kill_after_a_checkpoint(process: subprocess.Popen[str], folder: Path, count: int) -> None:
     """The driver and everything that it started."""
+    family = family_after_a_checkpoint(process, folder, count)
+    for member in family:
+        if member.is_running():
+            os.kill(member.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def family_after_a_checkpoint(process: subprocess.Popen[str], folder: Path, count: int) -> list[psutil.Process]:
     until = time.monotonic() + 180
     while len(list(folder.glob("checkpoint_*/trainer.pt"))) < count:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < until
         time.sleep(0.02)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        if member.is_running():
-            os.kill(member.pid, signal.SIGKILL)
-    process.communicate()
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
 
 
 @pytest.mark.parametrize("kills", [1])
@@ -75,3 +79,14 @@ def test_a_killed_driver_goes_on(home: Home, recipe: Recipe, kills: int) -> None
     went_on = finished(driver(home, name))
     undisturbed = finished(driver(home, f"undisturbed-{kills}"))
     assert went_on.digest() == undisturbed.digest()
+
+
+def test_ctrl_c_ends_a_training_and_says_so(home: Home, recipe: Recipe) -> None:
+    process = driver(home, "interrupted")
+    family = family_after_a_checkpoint(process, home.train_storage / "interrupted", 1)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert finished(driver(home, "interrupted")).digest() == finished(driver(home, "undisturbed")).digest()
