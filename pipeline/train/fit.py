@@ -24,6 +24,7 @@ from pipeline.train.placement import require_room, worker_resources
 from pipeline.train.worker import BUNDLE_FOLDER, train_worker
 
 PROGRESS_FILE, ASKED_FILE = "progress.json", "asked.json"
+RAYS_EXITS = (0, 1)  # of a run that Ctrl-C aborted; a termination that we handle has 128 + its signal
 
 
 class ResumeError(ValueError):
@@ -90,8 +91,8 @@ def fit(
 def _interruptible() -> Iterator[None]:
     """Ctrl-C means after a training, and out of one, what it meant before.
 
-    Ray Train puts a handler of its own there, which stays behind, swallows the next two, and ends an aborted run's
-    process as if all had gone well.
+    Ray Train puts a handler of its own there. It stays behind and swallows the next two, and after it has aborted a
+    run the process ends without a word, with 0 or with 1.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
         yield
@@ -100,7 +101,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except SystemExit as ended:
-        if ended.code == 0:
+        if ended.code in RAYS_EXITS:
             raise KeyboardInterrupt from ended
         raise
     finally:
