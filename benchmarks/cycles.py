@@ -35,11 +35,12 @@ from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
 from pipeline.data.phrasing import phrasings
 from pipeline.evaluate import continual
+from pipeline.evaluate.answers import Store
 from pipeline.evaluate.compare import matches, sample
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.evaluate.retention import right
-from pipeline.evaluate.shared import SharedAnswerer, Store
+from pipeline.evaluate.shared import SharedAnswerer
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet, line_items

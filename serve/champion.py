@@ -124,11 +124,10 @@ def check(decoder: AnswererDecoder, version: int, *, shared: bool = False) -> No
 def _says_something(decoder: AnswererDecoder, question: str, pause: float) -> bool:
     """Whether the first token of the answer is not its end already."""
     rows, prompt = decoder.rows(), decoder.render(prompt_messages(question))
-    opening = prompt.span.index(True)
-    beginning = Prompt(prompt.ids[:opening], (False,) * (opening - 1) + (True,))
-    rows.admit([beginning], [1], [GREEDY])  # remembered, so that the question's pass is half as long
-    rows.clear()
-    time.sleep(pause)
+    if (opening := prompt.opening) > 1:  # remembered, so that the question's pass is half as long
+        rows.admit([Prompt(prompt.ids[:opening], (False,) * (opening - 1) + (True,))], [1], [GREEDY])
+        rows.clear()
+        time.sleep(pause)
     (first,) = rows.admit([prompt], [CANARY_TOKENS], [GREEDY])
     time.sleep(pause)
     rows.step()

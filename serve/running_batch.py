@@ -186,20 +186,16 @@ class RunningBatch:
         return MemoryPass(state, state.values, weights=weights, addressed=True)
 
     def _recall(self, prompt: Prompt, row: int) -> int:
-        known, saved = self._prefixes.longest(prompt.ids[: self._shared(prompt)] + prompt.ids[-1:])
+        """Only what stands before the question: the question itself is always run, because memory reads it."""
+        known, saved = self._prefixes.longest(prompt.ids[: prompt.opening] + prompt.ids[-1:])
         if saved is not None:
             self._cache.copy_in(row, saved, known)
         return known
 
     def _remember(self, prompt: Prompt, row: int) -> None:
-        beginning = prompt.ids[: self._shared(prompt)]
+        beginning = prompt.ids[: prompt.opening]
         if self._prefixes.wants(beginning):
             self._prefixes.add(beginning, self._cache.copy_out(row, len(beginning)))
-
-    @staticmethod
-    def _shared(prompt: Prompt) -> int:
-        """How many tokens stand before the question; the question itself is always run, because memory reads it."""
-        return prompt.span.index(True) if True in prompt.span else 0
 
     def _choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         for n, row in enumerate(rows):

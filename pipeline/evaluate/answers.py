@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import PROTOCOL, Message
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.memory.mixture import Mixture
     from pipeline.model.answerer import Answerer
     from pipeline.model.bundle import Bundle
+
+Value = TypeVar("Value")
 
 SAVED_AFTER = 128  # prompts decoded; what an interruption loses at most
 _WAIT_S = 60.0  # for another process that writes
@@ -44,8 +46,7 @@ class AnswerCache:
             database.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, text TEXT NOT NULL)")
 
     def key(self, prompt: Sequence[Message], limit: int | None) -> str:
-        named = json.dumps([self._model, PROTOCOL, limit, list(prompt)], ensure_ascii=False, sort_keys=True)
-        return hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()
+        return result_key(self._model, limit, list(prompt))
 
     def find(self, keys: Sequence[str]) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -65,6 +66,39 @@ class AnswerCache:
         database = sqlite3.connect(self.path, timeout=_WAIT_S)
         database.execute("PRAGMA journal_mode = WAL")
         return database
+
+
+def result_key(model: str, *named: object) -> str:
+    """The key of what ``model`` makes of what is ``named`` (plain data)."""
+    told = json.dumps([model, PROTOCOL, *named], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Store:
+    """Results by key, each found once: for as long as the process lives, and texts in a ``cache`` beyond it."""
+
+    def __init__(self, cache: AnswerCache | None = None) -> None:
+        self._cache = cache
+        self._known: dict[str, Any] = {}
+
+    def each(
+        self,
+        keys: Sequence[str],
+        find: Callable[[Sequence[int]], Sequence[Value]],
+        lasting: Collection[str] = (),
+    ) -> list[Value]:
+        """The value of each key. ``find`` is given the places in ``keys`` of those that nobody has found yet, in parts;
+        the ``lasting`` ones, texts, go into the cache."""
+        if self._cache:
+            self._known |= self._cache.find([key for key in keys if key in lasting and key not in self._known])
+        missing = {key: place for place, key in enumerate(keys) if key not in self._known}
+        for part in batches(list(missing), SAVED_AFTER):
+            found = dict(zip(part, find([missing[key] for key in part]), strict=True))
+            self._known |= found
+            if self._cache and (texts := {key: str(found[key]) for key in part if key in lasting}):
+                self._cache.save(texts)
+                self._known |= self._cache.find(list(texts))  # another process may have been first
+        return [self._known[key] for key in keys]
 
 
 def cache_file() -> Path:
@@ -97,7 +131,7 @@ class CachedGenerator:
     def __init__(self, answerer: Generator, cache: AnswerCache | None = None) -> None:
         self.answerer = answerer
         self._cache = cache
-        self._known: dict[str, str] = {}
+        self._store = Store(cache)
         self._bypassed = False
 
     def generate(
@@ -113,13 +147,12 @@ class CachedGenerator:
             fresh = self.answerer.generate(prompts, max_new_tokens=max_new_tokens, **mixed)
             return [CachedAnswer(answer.text) for answer in fresh]
         keys = [self._key(prompt, max_new_tokens) for prompt in prompts]
-        wanted = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self._known}
-        if self._cache:
-            self._known |= self._cache.find(list(wanted))
-        for part in batches([key for key in wanted if key not in self._known], SAVED_AFTER):
-            texts = self.answerer.generate([wanted[key] for key in part], max_new_tokens=max_new_tokens)
-            self._keep({key: answer.text for key, answer in zip(part, texts, strict=True)})
-        return [CachedAnswer(self._known[key]) for key in keys]
+
+        def decoded(places: Sequence[int]) -> list[str]:
+            found = self.answerer.generate([prompts[place] for place in places], max_new_tokens=max_new_tokens)
+            return [answer.text for answer in found]
+
+        return [CachedAnswer(text) for text in self._store.each(keys, decoded, lasting=set(keys))]
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -132,9 +165,3 @@ class CachedGenerator:
 
     def _key(self, prompt: Sequence[Message], limit: int | None) -> str:
         return self._cache.key(prompt, limit) if self._cache else json.dumps([limit, list(prompt)])
-
-    def _keep(self, answers: dict[str, str]) -> None:
-        if self._cache:
-            self._cache.save(answers)
-            answers = self._cache.find(list(answers))
-        self._known |= answers

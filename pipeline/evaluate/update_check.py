@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
-from pipeline.evaluate.answers import AnswerCache, cache_file, model_name
+from pipeline.evaluate.answers import AnswerCache, Store, cache_file, model_name
 from pipeline.evaluate.exam import Exam, judge
 from pipeline.evaluate.gate import Evidence, Pairs, Verdict, decide
 from pipeline.evaluate.load import machine, watched
@@ -32,7 +32,7 @@ from pipeline.evaluate.protocol import MAX_NEW_TOKENS, prompt_messages
 from pipeline.evaluate.result import Result
 from pipeline.evaluate.retention import kept, right
 from pipeline.evaluate.seam import Reply
-from pipeline.evaluate.shared import SharedAnswerer, Store
+from pipeline.evaluate.shared import SharedAnswerer
 from pipeline.home import Home
 from pipeline.memory.belief import fold, taught_event
 from pipeline.memory.types import question_key

@@ -27,6 +27,11 @@ class Prompt:
     ids: tuple[int, ...]
     span: tuple[bool, ...]
 
+    @property
+    def opening(self) -> int:
+        """How many tokens stand before the question; 0 where the template does not show it as it is."""
+        return self.span.index(True) if True in self.span else 0
+
 
 @dataclass(frozen=True)
 class Batch:

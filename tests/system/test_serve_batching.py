@@ -466,6 +466,16 @@ def test_a_canary_on_weights_that_serve_leaves_them_alone_most_of_the_time(
     assert decoder.inner.rows == []
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_canary_of_a_template_that_says_nothing_before_the_question(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    decoder = Decoder(answerer)
+    ids = decoder.render(prompt_messages("What is the capital of France?")).ids
+    monkeypatch.setattr(decoder, "render", lambda _messages: Prompt(ids, (shown,) * len(ids)))
+    check(decoder, 1, shared=True)
+
+
 # text
 
 

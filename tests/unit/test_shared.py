@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipeline.config import Recipe
-from pipeline.evaluate.answers import AnswerCache, model_name
+from pipeline.evaluate.answers import AnswerCache, CachedGenerator, Store, model_name
 from pipeline.evaluate.protocol import prompt_messages
-from pipeline.evaluate.shared import SharedAnswerer, Store
+from pipeline.evaluate.shared import SharedAnswerer
 from pipeline.model.answerer import Answerer
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing
@@ -79,6 +79,17 @@ def test_only_what_the_bare_weights_say_stays_on_disk(versions: list[Answerer], 
         shared = SharedAnswerer(version, Store(cache))
         assert texts(shared) == texts(version)
     assert shared.asked == 2  # the two lessons' questions, which the bare model had not been asked
+
+
+def test_what_an_evaluation_has_asked_the_bare_weights_is_not_asked_again(
+    versions: list[Answerer], tmp_path: Path
+) -> None:
+    base, learned, _ = versions
+    cache = AnswerCache(tmp_path / "answers.db", model_name(base))
+    CachedGenerator(base, cache).generate(PROMPTS, max_new_tokens=4)
+    shared = SharedAnswerer(learned, Store(cache))
+    assert texts(shared) == texts(learned)
+    assert shared.asked == 2
 
 
 def test_changed_weights_share_nothing(recipe: Recipe, base: Answerer) -> None:
