@@ -63,9 +63,8 @@ class AnswerCache:
             database.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", answers.items())
 
     def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=_WAIT_S)
-        database.execute("PRAGMA journal_mode = WAL")
-        return database
+        # A rollback journal: to turn a new file to WAL, SQLite fails at once where another process does the same.
+        return sqlite3.connect(self.path, timeout=_WAIT_S)
 
 
 def result_key(model: str, *named: object) -> str:

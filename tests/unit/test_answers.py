@@ -79,12 +79,12 @@ def _fill(path: Path, name: str) -> None:
 def test_processes_that_race_agree_afterwards(tmp_path: Path) -> None:
     path = tmp_path / "answers.db"
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_fill, args=(path, name)) for name in ("x", "y")]
+    workers = [context.Process(target=_fill, args=(path, name)) for name in ("x", "y", "z")]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert [worker.exitcode for worker in workers] == [0, 0, 0]
     cache = AnswerCache(path, "m")
     keys = [cache.key(prompt_messages(str(number)), 24) for number in range(60)]
     found = cache.find(keys)
