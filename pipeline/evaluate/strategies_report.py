@@ -24,7 +24,7 @@ from pipeline.memory.belief import taught_event
 from pipeline.memory.mixture import Mixture
 from pipeline.memory.policy_fit import Trial
 from pipeline.memory.state import state_of
-from pipeline.memory.strategy import ARMS, Plan, Situation, plan
+from pipeline.memory.strategy import Plan, Situation, plan, possible
 from pipeline.memory.types import Reading, Viewer
 
 BATCH = 32
@@ -119,12 +119,10 @@ class Sitting:
     def _possible(self, place: int) -> dict[str, Plan]:
         question = self.probes[place].question
         asked = Situation(question, prompt_messages(question), self.readings[place], self.bench.settings)
-        if asked.verbatim:
-            return {}
-        return {made.strategy: made for made in (arm.plan(asked) for arm in ARMS)}
+        return {} if asked.verbatim else possible(asked)
 
     def _tried(self, plans: Sequence[dict[str, Plan]], name: str) -> dict[int, str]:
-        places = [place for place, possible in enumerate(plans) if name in possible]
+        places = [place for place, arms in enumerate(plans) if name in arms]
         return dict(zip(places, self.answers([plans[place][name] for place in places]), strict=True))
 
 

@@ -22,6 +22,7 @@ from pipeline.memory.state import SHOWN, form_of, relevant, state_of
 from pipeline.memory.types import Reading, SlotWeight, question_key
 
 CITED = 0.01  # a slot with less weight is not worth a citation
+EVEN = 0.5  # below this gate it is likelier that no lesson applies
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Adaptive:
         self._draw = draw or random.Random()
 
     def plan(self, asked: Situation) -> Plan:
-        plans = {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in ARMS)}
+        plans = possible(asked)
         if "copy" in plans and asked.settled:
             return replace(plans["copy"], probabilities={"copy": 1.0})
         if list(plans) == ["weights"]:
@@ -135,6 +136,17 @@ class Adaptive:
 WEIGHTS, COPY, CONTEXT = Weights(), Copy(), Context()
 ARMS: tuple[Strategy, ...] = (WEIGHTS, COPY, CONTEXT)
 STRATEGIES: dict[str, Strategy] = {"weights": WEIGHTS, "copy": COPY, "context": CONTEXT, "adaptive": Adaptive()}
+
+
+def possible(asked: Situation) -> dict[str, Plan]:
+    """What :class:`Adaptive` chooses from, by name.
+
+    Nothing is copied that more likely than not does not apply: where the model is unsure of its own answer, a small
+    share of the mixture would decide, and a neighbour of the lesson would get the lesson's answer.
+    """
+    copies = asked.confident or asked.reading.gate >= EVEN
+    arms = ARMS if copies else (WEIGHTS, CONTEXT)
+    return {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in arms)}
 
 
 @lru_cache(maxsize=64)

@@ -123,6 +123,18 @@ def test_adaptive_takes_the_policy_s_likeliest_and_says_what_it_was_chosen_from(
     assert dict(zip(FEATURES, made.choice.state, strict=True))["bias"] == 1.0
 
 
+def test_nothing_is_copied_that_probably_does_not_apply() -> None:
+    made = adaptive(leaning(copy=50.0), 0.49)
+    assert made.strategy in ("weights", "context")
+    assert made.mixture is None
+    assert "copy" not in made.probabilities
+
+
+def test_whoever_sets_a_lower_gate_still_gets_confident_copies() -> None:
+    settings = MemorySettings(gate=0.3)
+    assert plan("adaptive", QUESTION, prompt_messages(QUESTION), reading(0.4), settings).text == "Astana"
+
+
 @pytest.mark.parametrize("question", [QUESTION.upper(), REWORDED])
 def test_a_confident_lesson_is_copied_whatever_the_policy_says(question: str) -> None:
     assert adaptive(leaning(weights=50.0), 0.9, question).strategy == "copy"
