@@ -23,7 +23,7 @@ from pipeline.memory.belief import slot_id
 from pipeline.model.bundle import Bundle
 from pipeline.tracking.registry import Registry
 
-FOUND = ("recipe.yaml", "trials.json", "learned_against_kept.png")  # of a search: settings and figures, no words
+FOUND = ("recipe.yaml", "trials.json", "check.json", "learned_against_forgotten.png")  # of a search: no words in them
 LIMITS = (
     "backups, replicas of the database and exports made before stay as they are; a source's own words in them are "
     "unreadable once older master keys are destroyed (agm feedback rotate)",
@@ -129,7 +129,8 @@ def _erase_training_sets(home: Home, plan: Plan, done: Erased) -> None:
 def _erase_searches(home: Home, plan: Plan, done: Erased) -> None:
     """Searches keep the lessons that they were given, as Ray Tune keeps what a trial trained; what they found stays."""
     for file in list(home.root.glob("tune/*/search.json")):
-        questions = [lesson["question"] for lesson in json.loads(file.read_text(encoding="utf-8"))["lessons"]]
+        asked = json.loads(file.read_text(encoding="utf-8"))
+        questions = [lesson["question"] for cycle in (*asked["log"], *asked["check"]) for lesson in cycle]
         if {slot_id(plan.tenant, "global", "", question) for question in questions} & set(plan.lessons):
             for path in file.parent.iterdir():
                 if path.is_dir():

@@ -204,7 +204,7 @@ def test_a_search_keeps_what_it_found_and_not_what_it_was_told(log: EventLog, ho
         trial.mkdir(parents=True)
         (trial / "params.pkl").write_text(SECRET)
         (trial.parent / "tuner.pkl").write_text(SECRET)
-        told = {"lessons": [{"question": question, "answer": SECRET}]}
+        told = {"log": [[{"question": "Where is the iron?"}]], "check": [[{"question": question, "answer": SECRET}]]}
         (trial.parent / "search.json").write_text(json.dumps(told))
         (trial.parent / "recipe.yaml").write_text("train: {}")
     erase(home, log, Target(lessons=(gone,)))

@@ -1,92 +1,109 @@
-"""A real Ray Tune search on a tiny model, and what ``update`` does with its recipe."""
+"""Real Ray Tune searches on a tiny model, one of them killed, and the recipe that they leave."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from jobs import tune as tune_job
-from pipeline.config import Recipe, ScalingSettings, load_recipe
+from pipeline.config import load_recipe
 from pipeline.data.lines import LessonLine, write_lines
-from pipeline.evaluate.metrics import Interval
 from pipeline.home import Home
 from pipeline.tracking.client import client, experiment_id
-from pipeline.train.search import Search, SearchError, concurrent_trials, objective
 from tests.tiny import LESSONS, tiny_recipe
 
+FOUND_WITHIN_S = 240
 
-def tiny_search(folder: Path, trials: int) -> list[str]:
-    """Arguments of ``agm tune`` for the tiny model and four lessons."""
+
+def tiny_search(folder: Path, trials: int, *more: str) -> list[str]:
+    """Arguments of ``agm tune`` for the tiny model: two cycles of a lesson each, and one that no trial sees."""
     tiny_recipe(folder / "model").with_changes({"train.epochs": 4}).write(folder / "tiny.yaml")
     write_lines(folder / "lessons.jsonl", [LessonLine(question=q, answer=a) for q, a in LESSONS])
-    files = ["--recipe", str(folder / "tiny.yaml"), "--lessons", str(folder / "lessons.jsonl")]
-    return [*files, "--trials", str(trials), "--name", "tiny", "--seed", "3"]
+    files = ["--recipe", str(folder / "tiny.yaml"), "--lessons", str(folder / "lessons.jsonl"), "--per-cycle", "1"]
+    return [*files, "--trials", str(trials), "--name", "tiny", "--seed", "3", *more]
 
 
-def check(home: Home, trials: int) -> None:
+def check(home: Home, trials: int) -> list[dict[str, object]]:
+    """What a finished search leaves; its rows, best first."""
     folder = home.root / "tune" / "tiny"
     rows = json.loads((folder / "trials.json").read_text())
     assert len(rows) == trials
-    assert rows[0]["objective"] == max(row["objective"] for row in rows)
-    assert {"on_reliability", "off_reliability", "off_retention", "loss"} <= set(rows[0]["measures"])
+    whole = [row for row in rows if row["cycles"] == 2]
+    assert rows[0]["objective"] == max(row["objective"] for row in whole)
+    assert {"on_reliability", "off_reliability", "off_retention", "loss", "answer_ms"} <= set(rows[0]["measures"])
+    assert [len(row) for row in rows[0]["R"]] == [1, 2]
     best = load_recipe(folder / "recipe.yaml")
     assert best.memory.strategy == rows[0]["changes"]["memory.strategy"]
-    assert best.train.learning_rate == rows[0]["changes"]["train.learning_rate"]
-    assert len({row["changes"]["train.learning_rate"] for row in rows}) == trials
-    assert (folder / "learned_against_kept.png").stat().st_size > 1000
+    assert best.train.learning_rate == pytest.approx(rows[0]["changes"]["train.learning_rate"])
+    assert (folder / "learned_against_forgotten.png").stat().st_size > 1000
+    assert (folder / "best" / "bundle.json").exists()
+    assert set(json.loads((folder / "check.json").read_text())) == {"default", "best"}
+    assert not list(home.train_storage.glob("tune-*"))
     runs = client(home).search_runs([experiment_id(home)], "tags.`mlflow.parentRunId` != ''")
     assert sorted(run.info.run_name for run in runs) == sorted(f"trial {row['trial']}" for row in rows)
+    assert len({run.data.tags["mlflow.parentRunId"] for run in runs}) == 1
     assert all("objective" in run.data.metrics for run in runs)
+    return rows
 
 
 @pytest.mark.trial
-def test_eight_trials(home_root: Path, tmp_path: Path) -> None:
+def test_eight_trials_of_which_some_are_stopped(home_root: Path, tmp_path: Path) -> None:
     tune_job.main(tiny_search(tmp_path, 8))
-    check(Home(home_root), 8)
+    rows = check(Home(home_root), 8)
+    assert 1 <= sum(row["cycles"] == 2 for row in rows) < 8
+
+
+@pytest.mark.trial
+def test_a_killed_search_goes_on_with_what_it_has_measured(home_root: Path, tmp_path: Path) -> None:
+    arguments = tiny_search(tmp_path, 3, "--no-early-stop")
+    command = [sys.executable, "-m", "jobs.tune", *arguments]
+    process = subprocess.Popen(command, env=os.environ | {"AGM_HOME": str(home_root)}, start_new_session=True)
+    outcomes = home_root / "tune" / "tiny" / "outcomes"
+    try:
+        deadline = time.monotonic() + FOUND_WITHIN_S
+        while len(list(outcomes.glob("*.json"))) < 3:  # a whole trial and the first cycle of another
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        for each in (psutil.Process(process.pid), *children):
+            each.send_signal(signal.SIGKILL)
+        process.wait()
+    measured = {file.name: file.stat().st_mtime_ns for file in outcomes.glob("*.json")}
+    tune_job.main(arguments)
+    check(Home(home_root), 3)
+    kept = {file.name: file.stat().st_mtime_ns for file in outcomes.glob("*.json")}
+    assert measured.items() <= kept.items()
+    assert len(kept) == 3 * 2 + 2
 
 
 def test_a_search_leaves_a_recipe_trials_and_a_plot(
     home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = tiny_search(tmp_path, 2)
+    arguments = tiny_search(tmp_path, 2, "--searcher", "model", "--no-early-stop")
     tune_job.main(arguments)
     check(Home(home_root), 2)
-    assert "agm update --recipe" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "agm update --recipe" in printed
+    assert "on 1 unseen cycle" in printed
     with pytest.raises(SystemExit):
         tune_job.main(arguments)
     assert "is finished" in capfd.readouterr().err.replace("\n", " ")
 
 
-def test_the_objective_is_the_formula_in_its_docstring() -> None:
-    def figures(**values: float) -> dict[str, Interval]:
-        return {name: Interval(value, 0, 1, 10) for name, value in values.items()}
-
-    on, off = figures(reliability=1.0, generality=0.8, locality=0.6), figures(reliability=0.5, retention=0.9)
-    found = objective(on, off)
-    assert found["objective"] == pytest.approx((0.8 + 0.7) / 2)
-    assert found["learned"] == pytest.approx((1.0 + 0.8 + 0.5) / 3)
-    assert found["kept"] == pytest.approx(0.75)
-    without = objective(figures(reliability=1.0), off)
-    assert without["objective"] == pytest.approx((1.0 + 0.7) / 2)
-
-
-def test_trials_never_take_the_room_that_their_workers_need() -> None:
-    two_cores = {"CPU": 2.0}
-    assert concurrent_trials(ScalingSettings(), two_cores) == 1
-    assert concurrent_trials(ScalingSettings(workers=1, cpus_per_worker=0.3), two_cores) == 5
-    assert concurrent_trials(ScalingSettings(workers=4, cpus_per_worker=1), two_cores) == 1
-    gpus = ScalingSettings(workers=2, use_gpu=True, cpus_per_worker=1)
-    assert concurrent_trials(gpus, {"CPU": 64.0, "GPU": 8.0}) == 4
-
-
-def test_another_search_cannot_take_the_name(tmp_path: Path) -> None:
-    from pipeline.train.search import _claim
-
-    lines = tuple(LessonLine(question=q, answer=a) for q, a in LESSONS)
-    wanted = Search("mine", Recipe(), tmp_path, lines, (), ())
-    _claim(tmp_path / "mine", wanted)
-    _claim(tmp_path / "mine", wanted)
-    with pytest.raises(SearchError, match="other lessons, recipe or options"):
-        _claim(tmp_path / "mine", Search("mine", Recipe(), tmp_path, lines[:2], (), ()))
+def test_too_few_lessons_are_said_before_anything_starts(
+    home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tune_job.main(tiny_search(tmp_path, 2, "--cycles", "9"))
+    assert "holds 4 lessons, and 10 cycles of 1 need 10" in " ".join(capfd.readouterr().err.split())
+    assert not home_root.exists()
