@@ -13,6 +13,7 @@ import pytest
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.trial
 def test_the_quick_demo_closes_the_loop(tmp_path: Path, root: Path) -> None:
     home = tmp_path / "home"
     environment = {**os.environ, "AGM_HOME": str(home)}

@@ -54,6 +54,7 @@ def check(home: Home, trials: int) -> list[dict[str, object]]:
     return rows
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.trial
 def test_eight_trials_of_which_some_are_stopped(home_root: Path, tmp_path: Path) -> None:
     tune_job.main(tiny_search(tmp_path, 8))
@@ -61,6 +62,7 @@ def test_eight_trials_of_which_some_are_stopped(home_root: Path, tmp_path: Path)
     assert 1 <= sum(row["cycles"] == 2 for row in rows) < 8
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.trial
 def test_a_killed_search_goes_on_with_what_it_has_measured(home_root: Path, tmp_path: Path) -> None:
     arguments = tiny_search(tmp_path, 3, "--no-early-stop")
@@ -89,9 +91,9 @@ def test_a_killed_search_goes_on_with_what_it_has_measured(home_root: Path, tmp_
 def test_a_search_leaves_a_recipe_trials_and_a_plot(
     home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = tiny_search(tmp_path, 2, "--searcher", "model", "--no-early-stop")
+    arguments = tiny_search(tmp_path, 1, "--searcher", "model")
     tune_job.main(arguments)
-    check(Home(home_root), 2)
+    check(Home(home_root), 1)
     printed = capfd.readouterr().out
     assert "agm update --recipe" in printed
     assert "on 1 unseen cycle" in printed
