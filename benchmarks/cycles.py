@@ -47,6 +47,7 @@ from pipeline.train.dataset import TrainingSet, line_items
 from pipeline.train.distributed import Sharing
 from pipeline.train.loop import Loop
 from pipeline.train.methods import build_method
+from pipeline.train.replayed import shipped_prompts
 
 DENSE_RATE, LORA_RATE = 2e-5, 1e-3
 LOG_SHARE = 0.01  # of the log, that lora replays
@@ -163,7 +164,7 @@ def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget
     """One method over all cycles."""
     entry, answerer = ENTRIES[name], start
     settings = recipe.with_changes(entry.changes)
-    replay = tuple(line.question for line in read_lines(example("replay/prompts.jsonl"), ProbeLine))
+    replay = shipped_prompts()
     rows: list[dict[str, Any]] = []
     for cycle, lines in enumerate(log):
         began = time.monotonic()

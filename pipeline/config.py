@@ -252,6 +252,9 @@ class FeedbackSettings(Settings):
     )  # fmt: skip
     redact_names: tuple[str, ...] = Field((), description="names to redact; none by default: answers often are names")
     keep_answers_days: int = Field(90, ge=0, description="answers that nobody said anything about")
+    replay_served: int = Field(
+        256, ge=0, description="questions asked with `store` that a cycle replays, at most; 0: none"
+    )
     keep_versions_hours: int = Field(168, ge=0, description="old versions of the feedback table")
     curation: CurationSettings = CurationSettings()
 

@@ -230,4 +230,5 @@ def _event(asked: Asked, found: EngineAnswer, reply: ChatReply) -> NewEvent:
         request_id=asked.request_id,
         response_id=asked.response_id,
         choice=found.choice.body() if found.choice else None,
+        store=asked.body.store,
     )

@@ -75,6 +75,9 @@ class ChatRequest(RequestBody):
     session: Name = ""
     strategy: StrategyName | None = Field(None, description="'weights': memory off; default: the recipe's")
     min_lesson_seq: int = Field(0, ge=0, le=2**62, description="answer only when lessons up to here are known")
+    store: bool = Field(
+        False, description="later cycles may replay the question, so that what the model says to it stays"
+    )
     options: list[str] = Field([], max_length=64, description="choose one of these; probabilities come back")
 
     @field_validator("messages")

@@ -95,13 +95,14 @@ def check_update(
 
 def _train(home: Home, recipe: Recipe, champion: Any, lessons: Sequence[LessonLine], say: Say) -> tuple[Path, float]:
     """The trained bundle's folder, and the seconds that it took."""
-    from pipeline.train.cycle import training_set
+    from pipeline.train.dataset import TrainingSet, lesson_items
     from pipeline.train.fit import fit
+    from pipeline.train.replayed import shipped_prompts
 
     folder = home.create().root / "champion"
     champion.save(folder)
     taught = fold(taught_event(line, seq) for seq, line in enumerate(lessons, 1))
-    data = training_set(taught, dict.fromkeys(taught, ()), recipe.train.templates)
+    data = TrainingSet(lesson_items(taught, recipe.train.templates, {}), shipped_prompts())
     say("training", recipe.train.epochs, 0)
     started = time.monotonic()
     found = fit(

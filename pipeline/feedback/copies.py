@@ -97,14 +97,15 @@ def _erase_sealed(home: Home, log: EventLog, plan: Plan) -> None:
 def _erase_cycles(home: Home, plan: Plan, done: Erased) -> None:
     """An interrupted cycle starts anew, without the rows; a finished one keeps ids of what it trained, and no words."""
     for file in sorted(home.cycles.glob("*/manifest.json")):
-        manifest, gone = Manifest.load(file), set(plan.lessons)
+        manifest, gone, rows = Manifest.load(file), set(plan.lessons), set(plan.rows)
         shutil.rmtree(file.parent / "bundle", ignore_errors=True)  # the registry has a copy of its own
         if not (file.parent / "verdict.json").exists():
             shutil.rmtree(file.parent)
             done.files.append(str(file.parent))
-        elif gone & {*manifest.lessons, *(dropped.lesson_id for dropped in manifest.dropped)}:
+        elif gone & {*manifest.lessons, *(d.lesson_id for d in manifest.dropped)} or rows & {*manifest.served}:
             clean = manifest.model_copy(
                 update={
+                    "served": tuple(row for row in manifest.served if row not in rows),
                     "withheld": {i: texts for i, texts in manifest.withheld.items() if i not in gone},
                     "dropped": tuple(
                         d.model_copy(update={"reason": "erased"}) if d.lesson_id in gone else d
@@ -118,10 +119,11 @@ def _erase_cycles(home: Home, plan: Plan, done: Erased) -> None:
 
 
 def _erase_training_sets(home: Home, plan: Plan, done: Erased) -> None:
-    """Runs of cycles and searches that have trained on an erased lesson: their sets and checkpoints."""
+    """Runs of cycles and searches that trained on an erased lesson or replayed an erased question: all of them."""
     for file in list(home.train_storage.rglob("training_set.json")):
-        items = json.loads(file.read_text(encoding="utf-8"))["items"] if file.exists() else ()
-        if {item["lesson_id"] for item in items} & set(plan.lessons):
+        told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"items": ()}
+        lessons = {item["lesson_id"] for item in told["items"]}
+        if lessons & {*plan.lessons} or {*told.get("rows", ())} & {*plan.rows}:
             shutil.rmtree(file.parent)
             done.files.append(str(file.parent))
 

@@ -13,6 +13,7 @@ from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import HELD, Event, NewEvent, attempt, new_id, utc_now, with_the_sound
+from pipeline.feedback.served import STORE
 from pipeline.feedback.standing import NotAllowed, owns, speaker, standing
 from pipeline.memory.belief import slot_id
 from pipeline.memory.types import NARROWER, Lesson, moment
@@ -63,10 +64,12 @@ def answer_event(
     request_id: str | None = None,
     response_id: str | None = None,
     choice: Mapping[str, Any] | None = None,
+    store: bool = False,
 ) -> NewEvent:
     """An answer with the weight of each lesson that it cites, so that feedback can find its way back.
 
     ``choice``: how its strategy was chosen (:meth:`pipeline.memory.policy.Choice.body`), for ratings to learn from.
+    ``store``: whether its question may be replayed (:mod:`pipeline.feedback.served`).
     """
     cited = [{"lesson_id": lesson_id, "weight": float(weight)} for lesson_id, weight in (lessons or {}).items()]
     body = {
@@ -79,6 +82,7 @@ def answer_event(
         "model_version": model_version,
         "milliseconds": milliseconds,
         **({"choice": dict(choice)} if choice else {}),
+        **({STORE: True} if store else {}),
     }
     who = source or key.name
     return NewEvent(

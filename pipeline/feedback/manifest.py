@@ -12,6 +12,7 @@ from pipeline.feedback.curation import decisions
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import HELD, Event
 from pipeline.feedback.sealer import read_events, sealed_seq, table_version
+from pipeline.feedback.served import served as sample_served
 from pipeline.files import write_whole
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
@@ -48,6 +49,7 @@ class Manifest(_Record):
     dropped: tuple[Dropped, ...]
     seed: int
     withheld: dict[str, tuple[str, ...]]
+    served: tuple[int, ...] = ()  # rows of answers whose questions are replayed
 
     def save(self, path: str | Path) -> None:
         write_whole(Path(path), self.model_dump_json(indent=2) + "\n")
@@ -66,17 +68,20 @@ def build_manifest(
     to_seq: int,
     seed: int = 0,
     version: int | None = None,
+    served: int = 0,
 ) -> Manifest:
     """The manifest of the lessons that changed in ``from_seq`` < seq <= ``to_seq``.
 
-    Belief is a fold of all events up to ``to_seq``; only the lessons that the range touched are listed.
+    Belief is a fold of all events up to ``to_seq``; only the lessons that the range touched are listed. ``served``: at
+    most how many questions that people asked up to there are replayed.
     Raises :class:`NotSealed` when the table does not reach ``to_seq``.
     """
     if sealed_seq(table_path) < to_seq:
         raise NotSealed(f"{table_path} is sealed through seq {sealed_seq(table_path)}, the cycle needs {to_seq}")
     pinned = table_version(table_path) if version is None else version
     history = read_events(table_path, log, 0, to_seq, version=pinned)
-    lessons, dropped = _accepted(history, from_seq)
+    believed = fold(history)
+    lessons, dropped = _accepted(history, believed, from_seq)
     return Manifest(
         cycle=cycle,
         from_seq=from_seq,
@@ -87,6 +92,7 @@ def build_manifest(
         dropped=tuple(dropped),
         seed=seed,
         withheld={lesson_id: tuple(phrasings(lesson)[1]) for lesson_id, lesson in lessons.items()},
+        served=sample_served(history, believed.values(), count=served, seed=seed),
     )
 
 
@@ -96,13 +102,14 @@ def cycle_lessons(table_path: str | Path, log: EventLog, manifest: Manifest) -> 
     return {lesson_id: lessons[lesson_id] for lesson_id in manifest.lessons}
 
 
-def _accepted(history: Sequence[Event], from_seq: int) -> tuple[dict[str, Lesson], list[Dropped]]:
+def _accepted(
+    history: Sequence[Event], lessons: dict[str, Lesson], from_seq: int
+) -> tuple[dict[str, Lesson], list[Dropped]]:
     """The lessons that events after ``from_seq`` changed: those to train, and what is left out with the reason.
 
     An asker's correction changes two lessons, the asker's own and everybody's, of which its event names only one:
     so the fold says what changed, and the events say only what is gone.
     """
-    lessons = fold(history)
     named = _corrections(history, from_seq)
     dropped = [Dropped(lesson_id=gone, reason="retracted") for gone in named if gone not in lessons]
     dropped += _held_back(history, from_seq)

@@ -70,7 +70,8 @@ class NewEvent:
     ``body`` by kind:
 
     - ``answer``: request_id, messages, question, answer, strategy, lessons ([{lesson_id, weight}]), model_version,
-      milliseconds, choice (how the strategy was chosen, where there was a choice)
+      milliseconds, choice (how the strategy was chosen, where there was a choice), store (true where the question may
+      be replayed)
     - ``feedback``: kind (rating | correction | comment), value, tags, model_version, question, answer, lessons, choice
       (of the answer that is rated)
     - ``lesson``: op, lesson_id (the slot), question, answer, previous, paraphrases, date, expires (a moment in UTC

@@ -19,7 +19,6 @@ import torch
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import ProbeLine, RetentionProbe, read_lines
-from pipeline.data.phrasing import phrasings
 from pipeline.evaluate.compare import Examination, Outcome, evidence, examination, examine, sample
 from pipeline.evaluate.gate import Evidence, Verdict, decide
 from pipeline.evaluate.metrics import share
@@ -36,10 +35,11 @@ from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.revision import revision
 from pipeline.tracking.registry import Champion, Registry
-from pipeline.train.dataset import Item, TrainingSet
+from pipeline.train.dataset import TrainingSet, lesson_items
 from pipeline.train.fit import FitResult, fit
 from pipeline.train.history import HEAT_MAP, draw, record_row, retained, trained_in
 from pipeline.train.placement import on_worker
+from pipeline.train.replayed import served_prompts, shipped_prompts
 
 MANIFEST, VERDICT, EXAM = "manifest.json", "verdict.json", "examination.json"
 EARLIER_LESSONS = 200  # sampled: what a cycle costs must not grow with history
@@ -79,7 +79,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     before = Bundle.load(champion.folder)
     tell("reading the feedback", 1, 0)
     log = EventLog(engine)
-    folder, manifest = open_cycle(home, log, before.trained_through_seq, recipe.train.seed)
+    folder, manifest = open_cycle(home, log, before.trained_through_seq, recipe)
     made = registry.made_by(manifest.cycle, from_seq=manifest.from_seq, to_seq=manifest.to_seq)
     if made is not None and (verdict := registry.verdict(made)) is not None:
         return _written_down(registry, made, verdict, manifest, folder)
@@ -89,7 +89,8 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
     lessons = cycle_lessons(home.feedback_table, log, manifest)
     if lessons:
-        trained = train_on(home, recipe, champion, manifest, lessons, tell)
+        asked = served_prompts(home, log, manifest, recipe, before)
+        trained = train_on(home, recipe, champion, manifest, training_set(manifest, lessons, recipe, asked), tell)
     else:
         trained = forgotten(before, champion, manifest, folder)
     tell("comparing challenger and champion", 1, 0)
@@ -112,7 +113,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
 
 
-def open_cycle(home: Home, log: EventLog, from_seq: int, seed: int) -> tuple[Path, Manifest]:
+def open_cycle(home: Home, log: EventLog, from_seq: int, recipe: Recipe) -> tuple[Path, Manifest]:
     """The interrupted cycle where there is one, else a new one over everything after ``from_seq``."""
     folders = sorted(path for path in home.cycles.iterdir() if (path / MANIFEST).exists())
     if folders and not (folders[-1] / VERDICT).exists():
@@ -120,7 +121,13 @@ def open_cycle(home: Home, log: EventLog, from_seq: int, seed: int) -> tuple[Pat
     Sealer(log, home.feedback_table).drain()
     number = len(folders) + 1
     manifest = build_manifest(
-        home.feedback_table, log, cycle=number, from_seq=from_seq, to_seq=sealed_seq(home.feedback_table), seed=seed
+        home.feedback_table,
+        log,
+        cycle=number,
+        from_seq=from_seq,
+        to_seq=sealed_seq(home.feedback_table),
+        seed=recipe.train.seed,
+        served=recipe.feedback.replay_served,
     )
     folder = home.cycles / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +145,7 @@ def _written_down(registry: Registry, version: int, verdict: Verdict, manifest: 
 
 
 def train_on(
-    home: Home, recipe: Recipe, champion: Champion, manifest: Manifest, lessons: dict[str, Lesson], tell: Say
+    home: Home, recipe: Recipe, champion: Champion, manifest: Manifest, data: TrainingSet, tell: Say
 ) -> FitResult:
     tell("training", recipe.train.epochs, 0)
     return fit(
@@ -146,7 +153,7 @@ def train_on(
         recipe,
         name=f"cycle-{manifest.cycle:06d}-from-{champion.version}-seq-{manifest.to_seq}",
         champion=champion.folder,
-        data=training_set(lessons, manifest.withheld, recipe.train.templates),
+        data=data,
         through_seq=manifest.to_seq,
         cycle=manifest.cycle,
         parent=champion.version,
@@ -167,16 +174,11 @@ def forgotten(before: Bundle, champion: Champion, manifest: Manifest, folder: Pa
     return FitResult(folder / "bundle", {})
 
 
-def training_set(lessons: dict[str, Lesson], withheld: dict[str, tuple[str, ...]], templates: int) -> TrainingSet:
-    """Every accepted lesson in its trained phrasings, the withheld ones never; the shipped prompts as replay."""
-    items = [
-        Item(lesson.lesson_id, text, lesson.answer)
-        for lesson in lessons.values()
-        for text in phrasings(lesson, templates)[0]
-        if text not in withheld[lesson.lesson_id]
-    ]
-    replay = read_lines(example("replay/prompts.jsonl"), ProbeLine)
-    return TrainingSet(tuple(items), tuple(line.question for line in replay))
+def training_set(manifest: Manifest, lessons: dict[str, Lesson], recipe: Recipe, asked: dict[int, str]) -> TrainingSet:
+    """Every accepted lesson in its trained phrasings, the withheld ones never; as replay what was ``asked`` (by row of
+    the event log) before the shipped prompts, so that a method which takes only some takes those."""
+    items = lesson_items(lessons, recipe.train.templates, manifest.withheld)
+    return TrainingSet(items, (*asked.values(), *shipped_prompts()), tuple(asked))
 
 
 def _examination(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.data.lines import LessonLine
 from pipeline.data.phrasing import phrasings
 from pipeline.memory.belief import slot_id
+from pipeline.memory.types import Lesson
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,18 @@ class Item:
     lesson_id: str
     question: str
     answer: str
+
+
+def lesson_items(
+    lessons: Mapping[str, Lesson], templates: int, withheld: Mapping[str, Collection[str]]
+) -> tuple[Item, ...]:
+    """Lessons of the memory in their trained phrasings, but for those that are ``withheld``."""
+    return tuple(
+        Item(lesson.lesson_id, text, lesson.answer)
+        for lesson in lessons.values()
+        for text in phrasings(lesson, templates)[0]
+        if text not in withheld.get(lesson.lesson_id, ())
+    )
 
 
 def line_items(lines: Iterable[LessonLine], templates: int) -> tuple[Item, ...]:
@@ -36,6 +49,7 @@ class TrainingSet:
 
     items: tuple[Item, ...] = ()
     replay: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()  # of the event log, where replayed questions were asked
     text: str | None = None  # a file of tokenised blocks
 
     def save(self, path: Path) -> None:
@@ -45,4 +59,9 @@ class TrainingSet:
     @classmethod
     def load(cls, path: Path) -> TrainingSet:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        return cls(tuple(Item(**item) for item in tree["items"]), tuple(tree["replay"]), tree.get("text"))
+        return cls(
+            tuple(Item(**item) for item in tree["items"]),
+            tuple(tree["replay"]),
+            tuple(tree.get("rows", ())),
+            tree.get("text"),
+        )

@@ -94,6 +94,13 @@ def test_earlier_turns_matter(client: openai.OpenAI) -> None:
     assert text(complete(client, messages=[{"role": "developer", "content": "Shout."}, asked])) != text(alone)
 
 
+def test_store_is_written_down_with_the_answer_and_is_off_by_default(client: openai.OpenAI, place: Local) -> None:
+    kept, silent = complete(client, store=True), complete(client)
+    answers = place.service.log.responses([kept.id, silent.id])
+    assert answers[kept.id].body.get("store") is True
+    assert "store" not in answers[silent.id].body
+
+
 def test_the_request_id_is_kept(place: Local) -> None:
     headers = {"authorization": f"Bearer {place.keys['asker']}", "x-request-id": "mine-7"}
     body = {"messages": [{"role": "user", "content": "Who?"}]}
