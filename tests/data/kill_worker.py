@@ -10,7 +10,7 @@ import json
 import os
 from pathlib import Path
 
-from pipeline.config import FeedbackSettings
+from pipeline.config import FeedbackSettings, Recipe
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.compaction import compact
 from pipeline.feedback.database import open_database
@@ -45,7 +45,9 @@ def write(root: str, name: str) -> None:
             line = LessonLine(question=f"{name} {number}?", answer=str(number))
             receipt = record_lesson(log, line, key=TEACHER, feedback_id=feedback_id)
         else:
-            said = record_answer(log, key=ASKER, question=f"{name} {number}?", answer="?")
+            asked = f"{name} {number}?"
+            turns = [{"role": "user", "content": asked}]
+            said = record_answer(log, key=ASKER, question=asked, answer="?", messages=turns, store=True)
             receipt = record_feedback(
                 log,
                 response_id=str(said.response_id),
@@ -74,9 +76,10 @@ def shrink(root: str, _name: str) -> None:
 def cycle(root: str, _name: str) -> None:
     """A cycle without its training: drain, manifest, lessons, verdict; each from where the one before ended."""
     home, log = opened(root)
+    recipe = Recipe().with_changes({"train.seed": 7})
     while True:
         done = [json.loads(file.read_text())["to_seq"] for file in home.cycles.glob("*/trained.json")]
-        folder, manifest = open_cycle(home, log, max(done, default=0), seed=7)
+        folder, manifest = open_cycle(home, log, max(done, default=0), recipe)
         lessons = cycle_lessons(home.feedback_table, log, manifest)
         partial = folder / "partial"
         partial.write_text(json.dumps({"to_seq": manifest.to_seq, "lessons": list(lessons)}))

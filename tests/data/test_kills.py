@@ -7,13 +7,14 @@ import multiprocessing
 import random
 import time
 from collections import Counter
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable
 
-from pipeline.config import FeedbackSettings
+from pipeline.config import FeedbackSettings, Recipe
 from pipeline.feedback.compaction import compact
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
@@ -79,11 +80,10 @@ def check(home: Home) -> dict[str, int]:
     assert [manifest.cycle for manifest in manifests] == list(range(1, len(manifests) + 1))
     assert [m.from_seq for m in manifests] == [0, *(m.to_seq for m in manifests)][: len(manifests)]
     assert sum(manifest.rows for manifest in manifests) == manifests[-1].to_seq
+    again = partial(build_manifest, home.feedback_table, log, seed=7, served=Recipe().feedback.replay_served)
     for manifest in random.Random(1).sample(manifests, min(5, len(manifests))):
-        again = build_manifest(
-            home.feedback_table, log, cycle=manifest.cycle, from_seq=manifest.from_seq, to_seq=manifest.to_seq, seed=7
-        )
-        assert again.model_copy(update={"table_version": manifest.table_version}) == manifest
+        made = again(cycle=manifest.cycle, from_seq=manifest.from_seq, to_seq=manifest.to_seq)
+        assert made.model_copy(update={"table_version": manifest.table_version}) == manifest
         trained = home.cycles / f"{manifest.cycle:06d}" / "trained.json"
         assert not trained.exists() or set(json.loads(trained.read_text())["lessons"]) == set(manifest.lessons)
     log.engine.dispose()
