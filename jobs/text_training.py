@@ -55,7 +55,8 @@ def pretrain_text(
 
         def tell(seen: dict[str, float]) -> None:
             shown = f"loss {seen['loss']:.3f}, " if "loss" in seen else ""
-            described = f"training {recipe.model.base} ({shown}{seen['tokens_per_second']:,.0f} tokens/s)"
+            used = f", {seen['mfu']:.0%} of the peak" if "mfu" in seen else ""
+            described = f"training {recipe.model.base} ({shown}{seen['tokens_per_second']:,.0f} tokens/s{used})"
             progress.update(task, total=seen["total"], completed=seen["done"], description=described)
 
         with followed(home, name, settings, tell) as run:

@@ -49,6 +49,10 @@ class Method(Protocol):
     learner: Learner
     replay_tasks: list[Any]
 
+    @property
+    def flops_per_token(self) -> float | None:
+        """Of a counted token; ``None`` where prompts, which are not counted, are most of the work."""
+
     def tasks_of(self, epoch: int) -> list[Any]: ...
 
     def result(self) -> Bundle:

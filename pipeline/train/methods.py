@@ -133,6 +133,7 @@ class LessonMethod:
     """Every epoch takes all lessons."""
 
     tasks: list[LessonTask]
+    flops_per_token = None
 
     def tasks_of(self, epoch: int) -> list[LessonTask]:
         return self.tasks

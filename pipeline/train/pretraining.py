@@ -63,7 +63,7 @@ def followed(home: Home, name: str, recipe: Recipe, tell: Callable[[dict[str, fl
             tell(seen)
             if seen["done"] != logged[0]:
                 logged[0] = seen["done"]
-                figures = {key: seen[key] for key in ("loss", "tokens_per_second") if key in seen}
+                figures = {key: seen[key] for key in ("loss", "tokens_per_second", "mfu") if key in seen}
                 run.metrics(figures, step=seen["done"])
 
         with watched(look):

@@ -149,6 +149,7 @@ class RecallMethod:
     """Trains a ``scratch:`` decoder; episodes are drawn afresh for every epoch."""
 
     replay_tasks: list[Any] = []  # noqa: RUF012  # nothing was known before
+    flops_per_token = None
 
     def __init__(self, answerer: Answerer, data: TrainingSet, settings: TrainSettings, share: Share) -> None:
         self.answerer, self.settings = answerer, settings

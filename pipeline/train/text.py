@@ -18,6 +18,7 @@ from pipeline.model.backbone import Backbone
 from pipeline.model.bundle import Bundle
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.learner import Learner, Share
+from pipeline.train.utilisation import flops_per_token
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ class TextMethod:
         self.model = backbone.model.float().requires_grad_(True)
         self.blocks = Blocks(Path(data.text))
         self.learner: Learner = TextLearner(backbone, self.blocks)
+        self.context = self.blocks.rows([0]).shape[1] - 1
+        config, weights = self.model.config, sum(p.numel() for p in self.model.parameters())
+        self.flops_per_token = flops_per_token(weights, len(backbone.layers), config.hidden_size, self.context)
 
     def tasks_of(self, epoch: int) -> list[BlockTask]:
-        width = self.blocks.rows([0]).shape[1] - 1
-        return [BlockTask(row, width) for row in self.blocks.trained]
+        return [BlockTask(row, self.context) for row in self.blocks.trained]
 
     def result(self) -> Bundle:
         return self.answerer.bundle.with_weights(self.model)

@@ -28,6 +28,7 @@ from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing, rank_and_world
 from pipeline.train.loop import Loop, Step
 from pipeline.train.methods import LoraMethod, build_method
+from pipeline.train.utilisation import device_name, utilisation
 
 BUNDLE_FOLDER, ADAPTER_FOLDER, TRAINER_FILE = "bundle", "adapter", "trainer.pt"
 SHOWN_EVERY_S = 0.5
@@ -87,10 +88,17 @@ class Watch:
             return
         self.shown = now
         done = step.steps if loop.finished else step.number  # it may have learned enough before the last epoch
-        seen = {"done": done, "total": step.steps, "tokens_per_second": self.tokens / max(now - self.started, 1e-9)}
+        seen = {"done": done, "total": step.steps, **self._speed(loop, now)}
         if loop.cursor.tokens:  # rank 0's own part of the epoch so far: nobody else is asked
             seen["loss"] = loop.cursor.loss * rank_and_world()[1] / loop.cursor.tokens
         write_whole(self.file, json.dumps(seen))
+
+    def _speed(self, loop: Loop, now: float) -> dict[str, float]:
+        """Of all workers together; ``mfu`` where it is known."""
+        speed = self.tokens / max(now - self.started, 1e-9)
+        per_token = loop.method.flops_per_token
+        used = utilisation(speed, per_token, rank_and_world()[1], device_name(loop.settings))
+        return {"tokens_per_second": speed, **({} if used is None else {"mfu": used})}
 
     def figures(self, loop: Loop, step: Step) -> dict[str, Any]:
         """On every rank at once."""
@@ -103,7 +111,7 @@ class Watch:
             "loss": loss,
             "tokens": self.tokens,
             "seconds": seconds,
-            "tokens_per_second": self.tokens / max(seconds, 1e-9),
+            **self._speed(loop, self.started + seconds),
             "workers": rank_and_world()[1],
             "replay_active": len(loop.method.replay_tasks),
         }
