@@ -223,8 +223,10 @@ class ServeSettings(Settings):
         "full", description="int8: faster on a CPU, but long answers come out in other words"
     )
     batch_invariant: bool = Field(False, description="an answer never depends on its company; slower, for evaluation")
-    max_ongoing_requests: int = Field(64, ge=1)
-    max_queued_requests: int = Field(64, ge=1)  # what waits longer than the time-out is lost work
+    max_ongoing_requests: int = Field(64, ge=1, description="of a replica")
+    max_queued_requests: int = Field(
+        64, ge=1, description="of all replicas, shared evenly; what waits longer than the time-out is lost work"
+    )
     request_timeout_s: float = Field(60.0, gt=0)
     poll_ms: float = Field(50.0, gt=0, description="how often a replica looks for new events and a new champion")
     max_question_chars: int = Field(4000, ge=1)

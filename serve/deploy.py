@@ -23,9 +23,10 @@ from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home, worker_home
 from pipeline.tracking.registry import champion_version
 from pipeline.train.placement import has_room
+from serve.admission import QUEUED_AT_PROXY, REFUSED_AT_ONCE, admitted
 from serve.app import build
 from serve.champion import NoChampion
-from serve.serve_yaml import ServeArgs
+from serve.serve_yaml import PROXY_GRACE_S, ServeArgs
 from serve.service import Service
 from serve.threads import use_threads
 
@@ -99,8 +100,8 @@ def build_app(args: ServeArgs) -> ray_serve.Application:
     deployment = ray_serve.deployment(
         name="Answerer",
         num_replicas=settings.replicas,
-        max_ongoing_requests=settings.max_ongoing_requests,
-        max_queued_requests=settings.max_queued_requests,
+        max_ongoing_requests=admitted(settings) + REFUSED_AT_ONCE,
+        max_queued_requests=QUEUED_AT_PROXY,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         graceful_shutdown_timeout_s=10.0,
         max_constructor_retry_count=1,
@@ -164,7 +165,7 @@ def require_champion(home: Home) -> None:
 
 
 def _deploy(args: ServeArgs, host: str, port: int) -> None:
-    timeout = args.recipe.serve.request_timeout_s
+    timeout = args.recipe.serve.request_timeout_s + PROXY_GRACE_S
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": host, "port": port, "request_timeout_s": timeout},

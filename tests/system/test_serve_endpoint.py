@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -267,6 +268,23 @@ def test_openais_own_client_tells_a_wrong_key(place: Place) -> None:
     client = openai.OpenAI(base_url=place.url + "/v1", api_key="agm_wrong", max_retries=0)
     with client, pytest.raises(openai.AuthenticationError):
         client.models.list()
+
+
+def test_under_a_flood_only_the_api_refuses(place: Place) -> None:
+    """Serve's own limits lie above: its proxy refuses in plain text."""
+    body = {"messages": [{"role": "user", "content": "Tell me about rivers."}], "strategy": "weights", "max_tokens": 4}
+
+    async def flood() -> list[httpx.Response]:
+        headers = {"authorization": f"Bearer {place.keys['asker']}"}
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=place.url, headers=headers, timeout=120, limits=limits) as client:
+            return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(400)))
+
+    replies = asyncio.run(flood())
+    assert {reply.status_code for reply in replies} == {200, 429}
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert {reply.json()["error"]["code"] for reply in refused} == {"overloaded"}
+    assert {reply.headers["retry-after"] for reply in refused} == {"1"}
 
 
 def test_options_get_probabilities(place: Place) -> None:

@@ -24,7 +24,7 @@ def test_the_example_is_valid_here_and_for_ray(root: Path) -> None:
         ("proxy_location", "proxy_locaton", "proxy_locaton: Extra inputs"),
         ("port: 8000", "prot: 8000", "http_options.prot: Extra inputs"),
         ("max_batch: 32", "max_bach: 32", "applications.0.args.recipe.serve.max_bach: Extra inputs"),
-        ("request_timeout_s: 60", "request_timeout_s: 5", "request_timeout_s = 5 would end requests"),
+        ("request_timeout_s: 65", "request_timeout_s: 60", "request_timeout_s = 60 would end requests.* make it 65"),
         ("route_prefix: /", "route_prefix: /api", "write /"),
         ("deploy:build_app", "deploy:build_ap", "applications.0.import_path"),
     ],
