@@ -71,7 +71,7 @@ def test_a_request_that_does_not_end_in_time_is_refused_in_openais_form(small: L
     place = urlsplit(small.url)
     head = f"POST /v1/feedback HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {small.keys['asker']}\r\n"
     began = time.monotonic()
-    with socket.create_connection((place.hostname, place.port), timeout=20) as waiting:  # type: ignore[arg-type]
+    with socket.create_connection((place.hostname, place.port), timeout=20) as waiting:
         waiting.sendall((head + "content-type: application/json\r\ncontent-length: 100\r\n\r\n{").encode())
         told = waiting.recv(65536).decode()
     assert told.startswith("HTTP/1.1 408")
