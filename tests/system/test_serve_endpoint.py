@@ -293,6 +293,16 @@ def test_options_get_probabilities(place: Place) -> None:
     assert reply.raw["memory"]["options"]["Astana"] > 0.9
 
 
+def test_rays_exporter_has_the_metrics_of_every_replica(place: Place) -> None:
+    place.client().ask(CAPITAL)
+    node = ray.nodes()[0]
+    exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    told = re.compile(r'^ray_(agm_answers_total|agm_lesson_seq)\{.*application="agm".*replica="\w+"', re.MULTILINE)
+    assert eventually(
+        lambda: set(told.findall(httpx.get(exporter).text)) == {"agm_answers_total", "agm_lesson_seq"}, 40
+    )
+
+
 def test_the_feedback_reaches_parquet(place: Place) -> None:
     seq = place.client().version()["lesson_seq"]
     assert eventually(lambda: sealed_seq(place.home.feedback_table) >= seq)
