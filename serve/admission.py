@@ -23,7 +23,7 @@ LIMITED = "/v1/"  # health, metrics and the page answer under any load
 
 def admitted(settings: ServeSettings) -> int:
     """Requests that one replica runs or lets wait."""
-    return settings.max_ongoing_requests + math.ceil(settings.max_queued_requests / settings.replicas)
+    return settings.max_ongoing_requests + math.ceil(settings.max_queued_requests / settings.most_replicas)
 
 
 class Room:

@@ -101,7 +101,7 @@ class Service:
                 current, load, engine, meters, champion_poll_s, partial(read_canary, home)
             ),
             meters=meters,
-            limiter=RateLimiter(serve.requests_per_minute / serve.replicas),
+            limiter=RateLimiter(serve.requests_per_minute / serve.most_replicas),
         )
 
     async def start(self) -> None:
