@@ -51,8 +51,8 @@ _LEANS = re.compile(
 )
 _OWNED = re.compile(rf"^(?:(?:(?:{_ASKING}|{_PREPOSITION}|what's|who's)|how \w+)\s+)+(?:{_OWNER})\s", _ANY)
 _NOBODY = re.compile(
-    r"\b(?:time|day|date|year|month|late|dark) is it\b|\bit (?:true|okay|ok|safe|possible|legal|\w*rain\w*|\w*snow\w*|"
-    r"takes?|means?|all|payday|time)\b",
+    r"\b(?:time|day|date|year|month) is it\b|"
+    r"\bit (?:true|ok|okay|safe|legal|possible|\w*rain\w*|\w*snow\w*|takes?|means?)\b",
     _ANY,
 )
 
@@ -121,7 +121,7 @@ def _with_another(said: str, before: str) -> str | None:
 
 
 def _with_property(asked: str, before: str) -> str | None:
-    """ "The capital of Spain" and "its currency": the currency of Spain."""
+    """From "the capital of Spain" and "its currency": the currency of Spain."""
     words = asked.split()
     names = _names(before)
     if not names or len(words) > MOST_OWNED or any(re.fullmatch(_PREPOSITION, word) for word in words):
