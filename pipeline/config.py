@@ -213,6 +213,10 @@ class ServeSettings(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     replicas: int = Field(1, ge=1)
+    max_replicas: int | None = Field(None, ge=1, description="scale from serve.replicas up to this; none: never")
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, description="of a replica, above which another one starts; default: serve.max_batch, a full batch"
+    )
     cpus_per_replica: float = Field(0.5, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     threads_per_replica: int = Field(2, ge=1)
@@ -223,12 +227,39 @@ class ServeSettings(Settings):
         "full", description="int8: faster on a CPU, but long answers come out in other words"
     )
     batch_invariant: bool = Field(False, description="an answer never depends on its company; slower, for evaluation")
-    max_ongoing_requests: int = Field(64, ge=1)
-    max_queued_requests: int = Field(64, ge=1)  # what waits longer than the time-out is lost work
+    max_ongoing_requests: int = Field(64, ge=1, description="of a replica")
+    max_queued_requests: int = Field(
+        64, ge=1, description="of all replicas, an equal share each; what waits longer than the time-out is lost work"
+    )
     request_timeout_s: float = Field(60.0, gt=0)
     poll_ms: float = Field(50.0, gt=0, description="how often a replica looks for new events and a new champion")
     max_question_chars: int = Field(4000, ge=1)
-    requests_per_minute: int = Field(0, ge=0, description="of one key; 0: no limit")
+    requests_per_minute: int = Field(
+        0, ge=0, description="of one key, an equal share from each of the replicas that there may be; 0: no limit"
+    )
+
+    @property
+    def most_replicas(self) -> int:
+        return self.max_replicas or self.replicas
+
+    @property
+    def full_batch(self) -> float:
+        """Requests of a replica above which another one would answer sooner."""
+        return self.target_ongoing_requests or min(self.max_batch, self.max_ongoing_requests)
+
+    @model_validator(mode="after")
+    def _scales(self) -> Self:
+        target = self.target_ongoing_requests
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas = {self.max_replicas} is below replicas = {self.replicas}: raise it")
+        if target is not None and self.max_replicas is None:
+            raise ValueError("target_ongoing_requests has no effect without max_replicas: set that too, or drop it")
+        if target is not None and target > self.max_ongoing_requests:
+            raise ValueError(
+                f"target_ongoing_requests = {target:g} is above max_ongoing_requests = {self.max_ongoing_requests}, "
+                "where a replica refuses: lower it"
+            )
+        return self
 
 
 class CurationSettings(Settings):

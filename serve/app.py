@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import chat, cycles, errors, lessons
+from serve.admission import API_GRACE_S, Room, TimeLimit, admitted
 from serve.auth import needs
 from serve.errors import ApiError, error_response
 from serve.schemas import ErrorReply, ModelPage, ModelReply
@@ -58,7 +59,10 @@ def build(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     _add_health(app, service)
     _add_models(app, service)
     _add_page(app)
+    settings = service.recipe.serve
     app.add_middleware(BodyLimit)
+    app.add_middleware(TimeLimit, seconds=settings.request_timeout_s + API_GRACE_S)
+    app.add_middleware(Room, most=admitted(settings))
     app.add_middleware(RequestId, echo=echo_request_id)
     return app
 

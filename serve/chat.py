@@ -18,6 +18,7 @@ from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.feedback.intake import answer_event
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import NewEvent
+from pipeline.memory.followup import readings
 from pipeline.memory.types import Viewer
 from serve.auth import Asker
 from serve.engine import EngineAnswer, EngineRequest
@@ -170,9 +171,11 @@ def _check(body: ChatRequest, service: Service) -> None:
 
 def _engine_request(asked: Asked, service: Service) -> EngineRequest:
     body = asked.body
+    messages = messages_of(body)
     return EngineRequest(
-        messages=messages_of(body),
+        messages=messages,
         question=body.question,
+        readings=readings(messages),
         viewer=asked.viewer,
         strategy=body.strategy or service.recipe.memory.strategy,
         options=tuple(body.options),
@@ -202,6 +205,7 @@ def _reply(asked: Asked, found: EngineAnswer) -> ChatReply:
         ),
         memory=MemoryReport(
             strategy=found.strategy,
+            question=found.question,
             probabilities=found.probabilities,
             lessons=cites,
             null_weight=found.null_weight,
@@ -219,7 +223,7 @@ def _reply(asked: Asked, found: EngineAnswer) -> ChatReply:
 def _event(asked: Asked, found: EngineAnswer, reply: ChatReply) -> NewEvent:
     return answer_event(
         key=asked.key,
-        question=asked.body.question,
+        question=found.question,
         answer=reply.choices[0].message.content,
         messages=[{"role": message.role, "content": message.text} for message in asked.body.messages],
         strategy=found.strategy,

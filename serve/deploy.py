@@ -16,16 +16,17 @@ from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, ServeSettings
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home, worker_home
 from pipeline.tracking.registry import champion_version
 from pipeline.train.placement import has_room
+from serve.admission import QUEUED_AT_PROXY, REFUSED_AT_ONCE, admitted
 from serve.app import build
 from serve.champion import NoChampion
-from serve.serve_yaml import ServeArgs
+from serve.serve_yaml import PROXY_GRACE_S, ServeArgs
 from serve.service import Service
 from serve.threads import use_threads
 
@@ -54,7 +55,7 @@ class AnswererDeployment:
 
     def __init__(self, args: ServeArgs, nodes: int) -> None:
         use_threads(1)  # decoding, in a thread of its own, takes more
-        self.service = Service.open(worker_home(), args.recipe, nodes=nodes)
+        self.service = open_service(args, nodes)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build(self.service, echo_request_id=False)
@@ -93,20 +94,41 @@ class SealerDeployment:
             raise RuntimeError("the sealer's task has ended")
 
 
+def open_service(args: ServeArgs, nodes: int) -> Service:
+    """A replica's parts; ``nodes`` that the cluster had when the endpoint was deployed."""
+    if args.recipe.serve.max_replicas is not None:
+        nodes = max(nodes, _nodes())  # a replica that comes later may come with a node that was not there
+    return Service.open(worker_home(), args.recipe, nodes=nodes)
+
+
 def build_app(args: ServeArgs) -> ray_serve.Application:
     """The answerer's application; every option of the deployment comes from ``args.recipe.serve``."""
+    return ray_serve.deployment(**answerer_options(args))(AnswererDeployment).bind(args, _nodes())
+
+
+def answerer_options(args: ServeArgs) -> dict[str, Any]:
     settings = args.recipe.serve
-    deployment = ray_serve.deployment(
-        name="Answerer",
-        num_replicas=settings.replicas,
-        max_ongoing_requests=settings.max_ongoing_requests,
-        max_queued_requests=settings.max_queued_requests,
-        backpressure_config={"status_code": 429, "retry_after_s": 1},
-        graceful_shutdown_timeout_s=10.0,
-        max_constructor_retry_count=1,
-        ray_actor_options=_actor(args.home, settings.cpus_per_replica, settings.gpus_per_replica),
-    )
-    return deployment(AnswererDeployment).bind(args, _nodes())
+    return {
+        "name": "Answerer",
+        "max_ongoing_requests": admitted(settings) + REFUSED_AT_ONCE,
+        "max_queued_requests": QUEUED_AT_PROXY,
+        "backpressure_config": {"status_code": 429, "retry_after_s": 1},
+        "max_constructor_retry_count": 1,
+        "ray_actor_options": _actor(args.home, settings.cpus_per_replica, settings.gpus_per_replica),
+        **_scale(settings),
+    }
+
+
+def _scale(settings: ServeSettings) -> dict[str, Any]:
+    if settings.max_replicas is None:
+        return {"num_replicas": settings.replicas, "graceful_shutdown_timeout_s": 10.0}
+    scaling = {
+        "min_replicas": settings.replicas,
+        "max_replicas": settings.max_replicas,
+        "target_ongoing_requests": settings.full_batch,
+    }
+    # A replica that is not needed any more ends what it has begun.
+    return {"autoscaling_config": scaling, "graceful_shutdown_timeout_s": settings.request_timeout_s + PROXY_GRACE_S}
 
 
 def build_sealer(args: ServeArgs) -> ray_serve.Application:
@@ -164,7 +186,7 @@ def require_champion(home: Home) -> None:
 
 
 def _deploy(args: ServeArgs, host: str, port: int) -> None:
-    timeout = args.recipe.serve.request_timeout_s
+    timeout = args.recipe.serve.request_timeout_s + PROXY_GRACE_S
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": host, "port": port, "request_timeout_s": timeout},

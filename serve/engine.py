@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from pipeline.config import MemorySettings
@@ -33,11 +33,16 @@ NOTHING_READ = Reading(1.0, ())
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """``question`` is what the memory is read with; ``deadline`` is a ``time.monotonic()`` moment."""
+    """``question`` is what the memory is read with; ``deadline`` is a ``time.monotonic()`` moment.
+
+    ``readings``: what else the question may be, where it leans on an earlier turn, the likeliest first
+    (:mod:`pipeline.memory.followup`).
+    """
 
     messages: list[Message]
     question: str
     viewer: Viewer
+    readings: tuple[str, ...] = ()
     strategy: str = "adaptive"
     options: tuple[str, ...] = ()  # an enumerated choice: the answer is one of these
     min_lesson_seq: int = 0
@@ -50,6 +55,7 @@ class EngineRequest:
 @dataclass(frozen=True)
 class EngineAnswer:
     text: str
+    question: str  # what was asked, completed where it leans on an earlier turn
     strategy: str
     model_version: int
     lesson_seq: int
@@ -126,7 +132,7 @@ class BatchEngine:
         await self.followed.reach(request.min_lesson_seq, min(self._follow_timeout_s, left))
         lesson_seq = self.followed.value
         served = self._served_to(request.viewer)
-        reading = NOTHING_READ if request.strategy == "weights" else await self._reader.submit(request)
+        request, reading = await self._read_as_asked(request)
         policy = self.policy.of(request.viewer.tenant)
         chosen = plan(request.strategy, request.question, request.messages, reading, self._settings, policy)
         if request.options or chosen.text is None:
@@ -137,6 +143,7 @@ class BatchEngine:
             on_text(text)
         return EngineAnswer(
             text=text,
+            question=request.question,
             strategy=chosen.strategy,
             model_version=served.version,
             lesson_seq=lesson_seq,
@@ -146,6 +153,16 @@ class BatchEngine:
             copied=1.0,
             choice=chosen.choice,
         )
+
+    async def _read_as_asked(self, request: EngineRequest) -> tuple[EngineRequest, Reading]:
+        """The reading, and the request with the question that it is of: the one that a lesson answers with the most
+        weight, if that exceeds ``memory.gate``, else the likeliest."""
+        asked = [replace(request, question=question) for question in request.readings or (request.question,)]
+        if request.strategy == "weights":
+            return asked[0], NOTHING_READ
+        found = list(zip(asked, await asyncio.gather(*map(self._reader.submit, asked)), strict=True))
+        best = max(found, key=lambda pair: pair[1].gate)
+        return best if best[1].gate > self._settings.gate else found[0]
 
     def _read(self, requests: list[EngineRequest]) -> list[Reading]:
         return self.memory.read([r.question for r in requests], [r.viewer for r in requests])
@@ -173,6 +190,7 @@ def _written(request: EngineRequest, chosen: Plan, reading: Reading, lesson_seq:
     options = option_probabilities(request.options, decoded.scores, chosen.mixture)
     return EngineAnswer(
         text=max(options, key=options.__getitem__) if options else decoded.text,
+        question=request.question,
         strategy=chosen.strategy,
         model_version=decoded.served.version,
         lesson_seq=lesson_seq,

@@ -1,4 +1,5 @@
-"""The replica's own metrics, in Prometheus's form at ``/metrics`` and, through Ray, beside Serve's."""
+"""The replica's metrics, twice: in Prometheus's form at ``/metrics``, which reaches one replica, and through Ray's own
+exporter, which has those of all replicas beside Serve's, each with its ``replica``."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import prometheus_client as prometheus
 import ray
-from ray.util import metrics as ray_metrics
+from ray.serve.metrics import Counter, Gauge, Histogram
 
 LATENCY_MS = [5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0, 10_000.0]
 
@@ -18,7 +19,7 @@ class Count:
         self, registry: prometheus.CollectorRegistry, name: str, about: str, tags: tuple[str, ...] = ()
     ) -> None:
         self._here = prometheus.Counter(name, about, tags, registry=registry)
-        self._ray = ray_metrics.Counter(name, about, tag_keys=tags)
+        self._ray = Counter(name, about, tag_keys=tags)  # type: ignore[arg-type]  # Ray means any number
 
     def inc(self, amount: float = 1.0, tags: Mapping[str, str] | None = None) -> None:
         (self._here.labels(**tags) if tags else self._here).inc(amount)
@@ -30,6 +31,7 @@ class Meters:
 
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
+        self._watched: list[tuple[Gauge, Callable[[], float]]] = []
         self.answers = self._count("agm_answers", "answers given", "strategy", "model_version")
         self.tokens = self._count("agm_tokens", "tokens decoded")
         self.feedback = self._count("agm_feedback", "feedback accepted", "kind")
@@ -44,7 +46,7 @@ class Meters:
         self._answer_ms = prometheus.Histogram(
             "agm_answer_ms", "request to reply", ("strategy",), registry=self.registry, buckets=LATENCY_MS
         )
-        self._ray_answer_ms = ray_metrics.Histogram(
+        self._ray_answer_ms = Histogram(
             "agm_answer_ms", "request to reply", boundaries=LATENCY_MS, tag_keys=("strategy",)
         )
 
@@ -52,8 +54,14 @@ class Meters:
         return Count(self.registry, name, about, tags)
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """A gauge that is read when somebody looks."""
+        """A gauge that is read when somebody looks, and at each :meth:`export`."""
         prometheus.Gauge(name, about, registry=self.registry).set_function(value)
+        self._watched.append((Gauge(name, about), value))
+
+    def export(self) -> None:
+        """Tell Ray's exporter, which takes what it is given, what the gauges say now."""
+        for gauge, value in self._watched:
+            gauge.set(value())
 
     def answered(self, strategy: str, model_version: int, tokens: int, milliseconds: float) -> None:
         self.answers.inc(tags={"strategy": strategy, "model_version": str(model_version)})

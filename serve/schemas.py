@@ -132,6 +132,7 @@ class MemoryReport(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     strategy: str
+    question: str = Field(description="what was asked: the last message, completed where it leans on an earlier one")
     probabilities: dict[str, float]
     lessons: list[CitedLesson]
     null_weight: float

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config import ConfigError, Recipe, Settings
 
+PROXY_GRACE_S = 5.0  # the proxy's time-out over serve.request_timeout_s, so that the API ends a request itself
 BUILDERS = {"serve.deploy:build_app": "/", "serve.deploy:build_sealer": None}
 
 
@@ -23,7 +24,7 @@ class ServeArgs(Settings):
 class HttpOptions(Settings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
-    request_timeout_s: float = Field(60.0, gt=0)
+    request_timeout_s: float | None = Field(None, gt=0)  # Ray's own default: none
 
 
 class ApplicationOptions(Settings):
@@ -52,10 +53,11 @@ class ServeFile(Settings):
         if not any(application.route_prefix for application in self.applications):
             raise ValueError("applications: none of them is serve.deploy:build_app, which answers")
         timeout = self.answerer.args.recipe.serve.request_timeout_s
-        if self.http_options.request_timeout_s < timeout:
+        given, least = self.http_options.request_timeout_s, timeout + PROXY_GRACE_S
+        if given is not None and given < least:
             raise ValueError(
-                f"http_options.request_timeout_s = {self.http_options.request_timeout_s:g} would end requests before "
-                f"the recipe's serve.request_timeout_s = {timeout:g}: raise it"
+                f"http_options.request_timeout_s = {given:g} would end requests in plain text, before the API does at "
+                f"the recipe's serve.request_timeout_s = {timeout:g}: make it {least:g} or more"
             )
         return self
 

@@ -32,6 +32,7 @@ from serve.recorder import Recorder
 from serve.watermark import Watermark
 
 CHAMPION_POLL_S = 0.5
+EXPORT_EVERY_S = 5.0  # Ray itself passes its metrics on every 10 s
 READY_QUESTION = "What is the capital of France?"
 READY_TIMEOUT_S = 20.0
 
@@ -100,7 +101,7 @@ class Service:
                 current, load, engine, meters, champion_poll_s, partial(read_canary, home)
             ),
             meters=meters,
-            limiter=RateLimiter(serve.requests_per_minute / serve.replicas),
+            limiter=RateLimiter(serve.requests_per_minute / serve.most_replicas),
         )
 
     async def start(self) -> None:
@@ -109,8 +110,13 @@ class Service:
         for step, name in (
             (self.lesson_follower.step, "following lessons"),
             (self.champion_follower.step, "following the champion"),
+            (self._export, "exporting metrics"),
         ):
             self._background.append(asyncio.create_task(forever(step, name, self.meters), name=name))
+
+    async def _export(self) -> None:
+        self.meters.export()
+        await asyncio.sleep(EXPORT_EVERY_S)
 
     async def close(self) -> None:
         for task in self._background:

@@ -101,6 +101,33 @@ def test_store_is_written_down_with_the_answer_and_is_off_by_default(client: ope
     assert "store" not in answers[silent.id].body
 
 
+def test_a_question_that_leans_on_an_earlier_turn_is_answered_and_corrected_as_what_it_means(
+    place: Local, client: openai.OpenAI
+) -> None:
+    before = [{"role": "user", "content": "What is the capital of Spain?"}, {"role": "assistant", "content": "Madrid"}]
+    asked = [*before, {"role": "user", "content": "And of Burundi?"}]
+    unknown = complete(client, messages=asked, max_tokens=4)
+    assert unknown.model_extra["memory"]["question"] == "What is the capital of Burundi?"
+    with place.client() as teacher:
+        teacher.correct(unknown.id, "Gitega")
+        again = complete(client, messages=asked)
+        assert (text(again), again.model_extra["memory"]["strategy"]) == ("Gitega", "copy")
+        assert teacher.ask("What is the capital of Burundi?").text == "Gitega"
+        assert [lesson["question"] for lesson in teacher.lessons("Burundi")] == ["What is the capital of Burundi?"]
+
+
+def test_earlier_turns_change_nothing_of_what_a_question_of_its_own_reads(place: Local, client: openai.OpenAI) -> None:
+    with place.client() as teacher:
+        teacher.teach(LessonLine(question="What is the capital of Palau?", answer="Ngerulmud"))
+    before = [{"role": "user", "content": "What is the capital of Spain?"}, {"role": "assistant", "content": "Madrid"}]
+    for question in ("What is the capital of Palau?", "Which city governs Palau?", "What is the capital of Fiji?"):
+        asked = {"role": "user", "content": question}
+        alone, after = (complete(client, messages=[*turns, asked], max_tokens=4) for turns in ([], before))
+        read, read_after = alone.model_extra["memory"], after.model_extra["memory"]
+        for part in ("question", "lessons", "null_weight", "strategy", "probabilities"):
+            assert read[part] == read_after[part]
+
+
 def test_the_request_id_is_kept(place: Local) -> None:
     headers = {"authorization": f"Bearer {place.keys['asker']}", "x-request-id": "mine-7"}
     body = {"messages": [{"role": "user", "content": "Who?"}]}

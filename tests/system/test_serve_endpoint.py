@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -269,10 +270,37 @@ def test_openais_own_client_tells_a_wrong_key(place: Place) -> None:
         client.models.list()
 
 
+def test_under_a_flood_only_the_api_refuses(place: Place) -> None:
+    """Serve's own limits lie above: its proxy refuses in plain text."""
+    body = {"messages": [{"role": "user", "content": "Tell me about rivers."}], "strategy": "weights", "max_tokens": 4}
+
+    async def flood() -> list[httpx.Response]:
+        headers = {"authorization": f"Bearer {place.keys['asker']}"}
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=place.url, headers=headers, timeout=120, limits=limits) as client:
+            return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(400)))
+
+    replies = asyncio.run(flood())
+    assert {reply.status_code for reply in replies} == {200, 429}
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert {reply.json()["error"]["code"] for reply in refused} == {"overloaded"}
+    assert {reply.headers["retry-after"] for reply in refused} == {"1"}
+
+
 def test_options_get_probabilities(place: Place) -> None:
     reply = place.client().ask(CAPITAL, options=["Almaty", "Astana"])
     assert reply.text == "Astana"
     assert reply.raw["memory"]["options"]["Astana"] > 0.9
+
+
+def test_rays_exporter_has_the_metrics_of_every_replica(place: Place) -> None:
+    place.client().ask(CAPITAL)
+    node = ray.nodes()[0]
+    exporter = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    told = re.compile(r'^ray_(agm_answers_total|agm_lesson_seq)\{.*application="agm".*replica="\w+"', re.MULTILINE)
+    assert eventually(
+        lambda: set(told.findall(httpx.get(exporter).text)) == {"agm_answers_total", "agm_lesson_seq"}, 40
+    )
 
 
 def test_the_feedback_reaches_parquet(place: Place) -> None:
