@@ -42,7 +42,7 @@ class Erased:
     lessons: tuple[str, ...]
     cycles: list[int] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)  # whose memory layers held an erased lesson; they do no longer
-    beyond: list[int] = field(default_factory=list)  # whose ordinary weights were trained on one
+    beyond: list[int] = field(default_factory=list)  # whose ordinary weights were trained on one, or come from such
     files: list[str] = field(default_factory=list)
     waits_for_cycle: bool = False
 
@@ -69,7 +69,7 @@ def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
     _erase_snapshots(home, done)
     _erase_transcripts(home, plan, done)
     _erase_answers(done)
-    done.waits_for_cycle = bool(done.versions or done.beyond)
+    done.waits_for_cycle = bool(done.versions or done.beyond or done.cycles)
     erasure.set_state(log, [erasure_id], "waiting" if done.waits_for_cycle else "done")
     return done
 
@@ -151,7 +151,7 @@ def _erase_bundles(home: Home, log: EventLog, plan: Plan, done: Erased) -> None:
         if bundle.memory is not None and set(bundle.memory.slots) & set(plan.lessons):
             bundle.without_lessons(set(plan.lessons)).save(folder)
             done.versions.append(version)
-        if bundle.tensors and bundle.cycle in done.cycles:
+        if bundle.tensors and (bundle.cycle in done.cycles or bundle.parent in done.beyond):
             done.beyond.append(version)
 
 

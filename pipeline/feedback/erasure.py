@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is erased, without a word of it: the rows, the lessons that change or end, and how many rows moved."""
+    """What is erased, without a word of it: the rows, the lessons that it touched, and how many rows moved."""
 
     tenant: str
     rows: tuple[int, ...]  # the numbers that no copy may hold any more: erased rows, and where moved rows were
@@ -143,7 +143,9 @@ def _choose(known: TenantLog, target: Target) -> _Choice:
     }
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in named}
     before, after = known.before, fold(_without(known.lessons, choice.erased))
-    choice.changed = {i for i, lesson in before.items() if _told(lesson) != _told(after.get(i))}
+    choice.changed = {i for i in before.keys() | after.keys() if _told(before.get(i)) != _told(after.get(i))}
+    # What was taken back or replaced before shows no more, and yet models, sets and manifests were made of it.
+    choice.changed.update(*(known.touched[event.seq] for event in known.lessons if event.seq in choice.erased))
     gone = before.keys() - after.keys()
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in gone}
     _add_quotations(known, choice, after)
@@ -172,7 +174,8 @@ def _told(lesson: Lesson | None) -> Any:
 
 def _add_quotations(known: TenantLog, choice: _Choice, after: dict[str, Lesson]) -> None:
     """Answers that cite a lesson whose answer is erased repeat it, and so does feedback on them."""
-    silenced = {i for i in choice.changed if i not in after or after[i].answer != known.before[i].answer}
+    before = {i: known.before[i].answer for i in choice.changed if i in known.before}
+    silenced = {i for i in choice.changed if i not in after or after[i].answer != before.get(i, after[i].answer)}
     erased = _erased_answers(known, choice)
     repeated = set()
     for event in (event for event in known.events.values() if event.kind == "answer"):

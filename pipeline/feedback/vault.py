@@ -85,11 +85,14 @@ class Vault:
 
     def destroy(self, connection: Connection, subjects: Iterable[Subject]) -> int:
         """Forget the subjects' keys for good; returns how many there were. What they wrote later gets a new key."""
-        gone = 0
+        gone: list[str] = []
         for part in chunks([_digest(subject) for subject in set(subjects)]):
-            gone += connection.execute(delete(subject_keys).where(subject_keys.c.subject.in_(part))).rowcount
-        self._ciphers.clear()
-        return gone
+            theirs = subject_keys.c.subject.in_(part)
+            gone += connection.scalars(select(subject_keys.c.key_id).where(theirs))
+            connection.execute(delete(subject_keys).where(theirs))
+        for name in gone:  # these alone: other threads may be reading with the others
+            self._ciphers.pop(name, None)
+        return len(gone)
 
     def rewrap(self, connection: Connection) -> int:
         """Wrap every key under the active master key, after a rotation; returns how many. No text is rewritten."""
