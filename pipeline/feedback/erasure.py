@@ -20,7 +20,7 @@ from pipeline.feedback.events import EventLog, body_text
 from pipeline.feedback.records import Event, NewEvent, utc_now
 from pipeline.feedback.tables import citations, erasures, sequence, tombstones
 from pipeline.feedback.tables import events as table
-from pipeline.memory.belief import Fold, fold
+from pipeline.memory.belief import Fold
 from pipeline.memory.types import Lesson, question_key
 
 SOURCE = "erasure"
@@ -74,7 +74,7 @@ class TenantLog:
         self.lessons = [event for event in self.events.values() if event.kind == "lesson"]
         state = Fold()
         self.touched = {event.seq: state.step(event) for event in self.lessons}  # the slots that each event changed
-        self.before = {lesson_id: slot.lesson for lesson_id, slot in state.slots.items()}
+        self.made = {lesson_id: slot.lesson for lesson_id, slot in state.slots.items()}
         self.trusted = bool(state.sources.records)  # some source's votes were judged
 
 
@@ -142,12 +142,15 @@ def _choose(known: TenantLog, target: Target) -> _Choice:
         if known.events[seq].kind == "lesson" and _mentions(known.events[seq], target.subjects)
     }
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in named}
-    before, after = known.before, fold(_without(known.lessons, choice.erased))
+    remains = TenantLog(_without(known.lessons, choice.erased))
+    before, after = known.made, remains.made
     choice.changed = {i for i in before.keys() | after.keys() if _told(before.get(i)) != _told(after.get(i))}
     # What was taken back or replaced before shows no more, and yet models, sets and manifests were made of it.
     choice.changed.update(*(known.touched[event.seq] for event in known.lessons if event.seq in choice.erased))
     gone = before.keys() - after.keys()
-    choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in gone}
+    for event in remains.lessons:  # what others said of a lesson that never was; what it meant for another lesson stays
+        if event.body["lesson_id"] in gone and not remains.touched[event.seq] and not event.body.get("erased"):
+            choice.erased.add(event.seq)
     _add_quotations(known, choice, after)
     _add_reviews(known, choice)
     _add_moved(known, choice)
@@ -174,7 +177,7 @@ def _told(lesson: Lesson | None) -> Any:
 
 def _add_quotations(known: TenantLog, choice: _Choice, after: dict[str, Lesson]) -> None:
     """Answers that cite a lesson whose answer is erased repeat it, and so does feedback on them."""
-    before = {i: known.before[i].answer for i in choice.changed if i in known.before}
+    before = {i: known.made[i].answer for i in choice.changed if i in known.made}
     silenced = {i for i in choice.changed if i not in after or after[i].answer != before.get(i, after[i].answer)}
     erased = _erased_answers(known, choice)
     repeated = set()

@@ -145,6 +145,15 @@ def test_what_others_said_stays_without_the_quotation(log: EventLog, home: Home)
     assert SECRET not in words(read_events(home.feedback_table, log, 0, log.head()))
 
 
+def test_what_another_took_back_stays_taken_back(log: EventLog, home: Home) -> None:
+    correct(log, "Where is the gold?", "?", "Peru", Key("ann", "ask"), {})
+    (shared,) = [lesson for lesson in fold(log.after(0)).values() if lesson.scope == "global"]
+    retract_lesson(log, shared.lesson_id, key=TEACHER, lesson=shared)
+    teach(log, "Where is the gold?", SECRET, OTHER)
+    erase(home, log, Target(sources=("oda",)))
+    assert [lesson.scope for lesson in fold(log.after(0)).values()] == ["user"]
+
+
 def test_what_was_erased_does_not_come_back(log: EventLog, home: Home) -> None:
     teach(log, "Where is the gold?", SECRET, feedback_id="line_1")
     erase(home, log, Target(subjects=(SECRET,)))
