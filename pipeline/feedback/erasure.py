@@ -124,8 +124,9 @@ def set_state(log: EventLog, erasure_ids: Iterable[int], state: str) -> None:
 
 
 def is_buried(log: EventLog, tenant: str, question: str, answer: str) -> bool:
-    """Whether this lesson was erased; an import leaves it out."""
-    query = select(tombstones.c.time).where(tombstones.c.fingerprint == _lesson_print(log, tenant, question, answer))
+    """Whether this lesson was erased, as it would be kept: redacted; an import leaves it out."""
+    name = _lesson_print(log, tenant, log.redactor.text(question), log.redactor.text(answer))
+    query = select(tombstones.c.time).where(tombstones.c.fingerprint == name)
     with log.engine.connect() as connection:
         return connection.execute(query).first() is not None
 
