@@ -262,6 +262,7 @@ def _move(log: EventLog, connection: Connection, moved: Iterable[Event], head: i
         key = log.vault.keys_for(connection, [(event.tenant, event.source)])[event.tenant, event.source]
         values["body"] = log.vault.seal(key, event.event_id, body_text(event.body))
         connection.execute(update(table).where(table.c.seq == event.seq).values(values))
+        connection.execute(update(citations).where(citations.c.seq == event.seq).values(seq=seq))
     connection.execute(update(sequence).where(sequence.c.name == "events").values(value=seq))
 
 

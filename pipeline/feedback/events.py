@@ -23,6 +23,7 @@ from pipeline.feedback.records import Event, NewEvent, attempt, check_text, with
 from pipeline.feedback.tables import citations, sequence, tombstones
 from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault, chunks
+from pipeline.memory.belief import evidence_for
 
 _GROUP = 256  # appends in one transaction
 MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigabyte or so
@@ -302,8 +303,10 @@ def _lesson_id(event: NewEvent) -> str | None:
 
 
 def cited_lessons(event: NewEvent) -> list[str]:
-    """The lessons that an answer cites."""
-    return [cited["lesson_id"] for cited in event.body.get("lessons") or ()] if event.kind == "answer" else []
+    """The lessons that an answer cites, and those that an asker's correction is evidence for without naming them."""
+    if event.kind == "answer":
+        return [cited["lesson_id"] for cited in event.body.get("lessons") or ()]
+    return list(evidence_for(event))
 
 
 def body_text(body: dict[str, Any]) -> str:

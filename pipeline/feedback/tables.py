@@ -50,7 +50,8 @@ events = Table(
     ),
 )
 
-# Which answers cite which lesson: what erasure and lineage follow, since the bodies themselves are encrypted.
+# Which answers cite which lesson, and which lesson of everybody's an asker's own correction may be evidence for: what
+# lineage follows, since the bodies themselves are encrypted.
 citations = Table(
     "citations",
     metadata,
