@@ -49,13 +49,15 @@ class Erased:
 
 def erase(home: Home, log: EventLog, target: Target) -> Erased:
     """Erase ``target`` everywhere. Raises ``LookupError`` where nothing matches."""
-    erasure_id = erasure.mark(log, target)
-    return _finish(home, log, erasure_id, erasure.plans(log, "erasing")[erasure_id])
+    with home.alone():
+        erasure_id = erasure.mark(log, target)
+        return _finish(home, log, erasure_id, erasure.plans(log, "erasing")[erasure_id])
 
 
 def resume(home: Home, log: EventLog) -> list[Erased]:
-    """Finish the erasures that were interrupted."""
-    return [_finish(home, log, *found) for found in erasure.plans(log, "erasing").items()]
+    """Finish the erasures that were decided over HTTP, or interrupted."""
+    with home.alone():
+        return [_finish(home, log, *found) for found in erasure.plans(log, "erasing").items()]
 
 
 def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
@@ -70,7 +72,8 @@ def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
     _erase_transcripts(home, plan, done)
     _erase_answers(done)
     done.waits_for_cycle = bool(done.versions or done.beyond or done.cycles)
-    erasure.set_state(log, [erasure_id], "waiting" if done.waits_for_cycle else "done")
+    report = {"cycles": done.cycles, "versions": done.versions, "beyond": done.beyond}
+    erasure.set_state(log, [erasure_id], "waiting" if done.waits_for_cycle else "done", report)
     return done
 
 

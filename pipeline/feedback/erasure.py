@@ -118,9 +118,21 @@ def plans(log: EventLog, *states: str) -> dict[int, Plan]:
     }
 
 
-def set_state(log: EventLog, erasure_ids: Iterable[int], state: str) -> None:
+def set_state(log: EventLog, erasure_ids: Iterable[int], state: str, report: dict[str, Any] | None = None) -> None:
+    """``report``: the cycles and model versions that the erasure touched."""
+    values: dict[str, Any] = {"state": state, **({"report": report} if report else {})}
     with write_transaction(log.engine) as connection:
-        connection.execute(update(erasures).where(erasures.c.id.in_(list(erasure_ids))).values(state=state))
+        connection.execute(update(erasures).where(erasures.c.id.in_(list(erasure_ids))).values(values))
+
+
+def told(log: EventLog, erasure_id: int, tenant: str) -> dict[str, Any] | None:
+    """State, rows and lessons of one of the tenant's erasures, and its report once the copies are erased."""
+    with log.engine.connect() as connection:
+        row = connection.execute(select(erasures).where(erasures.c.id == erasure_id)).mappings().first()
+    if row is None or row["plan"]["tenant"] != tenant:
+        return None
+    plan = row["plan"]
+    return {"state": row["state"], "rows": plan["erased"], "lessons": plan["lessons"], **(row["report"] or {})}
 
 
 def is_buried(log: EventLog, tenant: str, question: str, answer: str) -> bool:

@@ -86,7 +86,8 @@ erasures = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("time", String(40), nullable=False),
     Column("state", String(16), nullable=False),  # erasing | waiting (for a cycle) | done
-    Column("plan", JSON, nullable=False),  # seqs, lesson ids, cycles, versions: no text
+    Column("plan", JSON, nullable=False),  # seqs and lesson ids: no text
+    Column("report", JSON, nullable=True),  # cycles and model versions, once the copies are erased
     sqlite_autoincrement=True,
 )
 
