@@ -268,13 +268,16 @@ class EventLog(EventReader):
     def rotate_master_key(self) -> int:
         """Wrap all keys under a new master key and destroy the old ones; returns the number of keys.
 
-        Under the counter's lock, so that no writer wraps a new key under a master key that is about to go.
+        Under the counter's lock, so that no writer wraps a new key under a master key that is about to go, and no other
+        rotation has wrapped keys under one that only its own transaction has seen.
         """
         with write_transaction(self.engine) as connection:
             connection.execute(_LOCKED_HEAD)
             self.vault.service.rotate()
             count = self.vault.rewrap(connection)
-        self.vault.service.forget_old()
+        with write_transaction(self.engine) as connection:
+            connection.execute(_LOCKED_HEAD)
+            self.vault.service.forget_old(self.vault.masters(connection))
         return count
 
     def note_sealed(self, seq: int) -> None:
