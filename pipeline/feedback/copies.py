@@ -27,6 +27,9 @@ FOUND = ("recipe.yaml", "trials.json", "learned_against_kept.png")  # of a searc
 LIMITS = (
     "backups, replicas of the database and exports made before stay as they are; a source's own words in them are "
     "unreadable once older master keys are destroyed (agm feedback rotate)",
+    "PostgreSQL's write-ahead log and its archive hold the rows, encrypted, until the server discards them; a file "
+    "that a sealer was writing meanwhile and could not commit lies beside the table, encrypted, until a later "
+    "agm compact",
     "a model version that was trained with method 'full' or 'upper' keeps what it learned until it is trained again "
     "from a version before",
     "answers already sent to a client, and what a client has stored, are out of reach",
