@@ -28,7 +28,7 @@ from pipeline.memory.belief import evidence_for
 _GROUP = 256  # appends in one transaction
 MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigabyte or so
 _COUNTER = sequence.c.name == "events"
-_LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
+LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
 _ADVANCE = update(sequence).where(_COUNTER).values(value=bindparam("head"))
 _SEALED = select(sequence.c.value).where(sequence.c.name == "sealed")
 _KNOWN = STORED.where(table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
@@ -174,7 +174,7 @@ class EventLog(EventReader):
         self, connection: Connection, appends: Sequence[Sequence[_Prepared]]
     ) -> list[list[Event] | Exception]:
         """One result per append, in order; each sees the ones before it."""
-        seq = connection.execute(_LOCKED_HEAD).scalar_one()
+        seq = connection.execute(LOCKED_HEAD).scalar_one()
         self._check_backlog(connection, seq)
         everything = [prepared.event for append in appends for prepared in append]
         stored = self._known(connection, everything)
@@ -272,11 +272,11 @@ class EventLog(EventReader):
         rotation has wrapped keys under one that only its own transaction has seen.
         """
         with write_transaction(self.engine) as connection:
-            connection.execute(_LOCKED_HEAD)
+            connection.execute(LOCKED_HEAD)
             self.vault.service.rotate()
             count = self.vault.rewrap(connection)
         with write_transaction(self.engine) as connection:
-            connection.execute(_LOCKED_HEAD)
+            connection.execute(LOCKED_HEAD)
             self.vault.service.forget_old(self.vault.masters(connection))
         return count
 
