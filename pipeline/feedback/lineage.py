@@ -13,7 +13,7 @@ from pipeline.feedback.intake import UnknownResponse
 from pipeline.feedback.manifest import Manifest
 from pipeline.feedback.records import Event
 from pipeline.home import Home
-from pipeline.memory.belief import evidence_for
+from pipeline.memory.belief import SHARED, evidence_for, slot_id
 from pipeline.model.bundle import HEADER
 from pipeline.tracking import promotions
 from pipeline.tracking.registry import Registry
@@ -108,11 +108,23 @@ def of_feedback(home: Home, log: EventLog, feedback_id: str, tenant: str = "defa
 
 
 def _lessons(log: EventLog, event: Event) -> Iterable[str]:
-    """The lesson that a lesson event names, and everybody's that it is evidence for."""
+    """The lesson that a lesson event names, everybody's that it is evidence for, and the asker's own that it makes."""
     if event.kind == "lesson":
         yield event.body["lesson_id"]
+        yield from _own_copy(log, event)
     if shared := evidence_for(event):
         yield next((i for i in shared if log.by_lesson(event.tenant, i)), shared[-1])
+
+
+def _own_copy(log: EventLog, event: Event) -> Iterable[str]:
+    """Who corrects a lesson of everybody's without being a teacher has a lesson of their own from then on."""
+    if event.role != "ask" or event.body["op"] != "correct":
+        return
+    named = event.body["lesson_id"]
+    taught = (e for e in log.by_lesson(event.tenant, named) if e.scope in SHARED and e.body["op"] == "correct")
+    shared = next(iter((*log.citing(event.tenant, named, "lesson"), *taught)), None)
+    if shared is not None:
+        yield slot_id(event.tenant, event.scope, event.scope_id, shared.body["question"])
 
 
 def _in_order(events: Iterable[Event]) -> tuple[Event, ...]:
@@ -121,7 +133,10 @@ def _in_order(events: Iterable[Event]) -> tuple[Event, ...]:
 
 
 def _makers(log: EventLog, answer: Event, lesson_id: str) -> tuple[Event, ...]:
-    about = (*log.by_lesson(answer.tenant, lesson_id), *log.citing(answer.tenant, lesson_id, "lesson"))
+    about = [*log.by_lesson(answer.tenant, lesson_id), *log.citing(answer.tenant, lesson_id, "lesson")]
+    if not about:  # the asker's own, made by a correction that names everybody's
+        said = log.said_lately(answer.tenant, answer.source, since="")
+        about = [event for event in said if lesson_id in _own_copy(log, event)]
     made = [event for event in about if event.seq < answer.seq]
     causes = dict.fromkeys(event.feedback_id for event in made if event.feedback_id)
     return _in_order([*made, *(event for cause in causes for event in log.by_feedback(answer.tenant, cause))])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.lines import LessonLine
 from pipeline.feedback import erasure, lineage
 from pipeline.feedback.curation import Curator, review
 from pipeline.feedback.erasure import Target
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.intake import record_answer, record_feedback
+from pipeline.feedback.intake import record_answer, record_feedback, record_lesson
 from pipeline.feedback.keys import Key
 from pipeline.feedback.manifest import build_manifest
 from pipeline.feedback.sealer import Sealer
@@ -84,3 +85,18 @@ def test_evidence_is_traced_also_after_an_erasure_has_moved_it(log: EventLog, ho
     behind = lineage.of_answer(home, log, asks(log, lesson_id)).lessons[lesson_id]
     assert kept in {event.feedback_id for event in behind}
     assert "bob" not in {event.source for event in behind}
+
+
+def test_an_askers_own_copy_of_a_shared_lesson_is_traced(log: EventLog, home: Home) -> None:
+    ann = Key("ann", "ask")
+    taught = record_lesson(log, LessonLine(question=QUESTION, answer="Almaty"), key=Key("tim", "teach"))
+    cited = {str(taught.lesson_id): 0.95}
+    first = record_answer(log, key=ann, question="Kazakhstan's capital?", answer="Almaty", lessons=cited)
+    told = record_feedback(log, response_id=str(first.response_id), kind="correction", value=ANSWER, key=ann)
+    (own,) = [i for i, lesson in fold(log.after(0)).items() if lesson.private]
+    asked = record_answer(log, key=ann, question=QUESTION, answer=ANSWER, lessons={own: 1.0})
+    behind = lineage.of_answer(home, log, str(asked.response_id))
+    assert {event.feedback_id for event in behind.lessons[own]} == {told.feedback_id}
+    touched = lineage.of_feedback(home, log, told.feedback_id)
+    assert set(touched.lessons) == {taught.lesson_id, own}
+    assert [event.response_id for event in touched.answers] == [asked.response_id]
