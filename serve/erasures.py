@@ -1,11 +1,13 @@
 """``/v1/erasures``: erase what somebody said, a lesson, or everything that mentions somebody.
 
-The event log and every replica's memory are rid of it before the reply; the sealer's process erases the copies.
+The event log and the memory of the replica that replies are rid of it before the reply, other replicas' with their
+next look at the log; the sealer's process erases the copies.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Request
@@ -19,6 +21,7 @@ from serve.errors import ApiError
 from serve.lessons import APPLY_TIMEOUT_S
 from serve.schemas import Identifier, RequestBody
 from serve.service import Service
+from serve.watermark import NotYetFollowed
 
 routes = APIRouter()
 Admin = Annotated[Key, Depends(needs("admin"))]
@@ -40,6 +43,7 @@ class ErasureReply(BaseModel):
     state: Literal["erasing", "waiting", "done"]
     rows: int
     lessons: list[str]
+    lesson_seq: int = Field(description="an answer with this min_lesson_seq comes from a memory without it")
     cycles: list[int] = Field([], description="that had trained one of these lessons; known once it is not erasing")
     versions: list[int] = Field([], description="models whose memory layers held one; they do no longer")
     beyond: list[int] = Field([], description="models whose ordinary weights were trained on one, or come from such")
@@ -56,7 +60,8 @@ async def erase(body: Erasure, request: Request, key: Admin) -> ErasureReply:
         raise ApiError(404, "nothing_matches", str(error)) from None
     except ValueError as error:
         raise ApiError(422, "invalid_value", str(error)) from None
-    await service.lesson_follower.reach(await asyncio.to_thread(service.log.head), APPLY_TIMEOUT_S)
+    with suppress(NotYetFollowed):  # it is decided, whether this replica has heard of it by now or not
+        await service.lesson_follower.reach(await asyncio.to_thread(service.log.head), APPLY_TIMEOUT_S)
     return await _reply(service, erasure_id, key)
 
 
@@ -69,4 +74,4 @@ async def _reply(service: Service, erasure_id: int, key: Key) -> ErasureReply:
     found: dict[str, Any] | None = await asyncio.to_thread(erasure.told, service.log, erasure_id, key.tenant)
     if found is None:
         raise ApiError(404, "unknown_erasure", f"no erasure has the id {erasure_id}", "erasure_id")
-    return ErasureReply(erasure_id=erasure_id, **found)
+    return ErasureReply(erasure_id=erasure_id, lesson_seq=await asyncio.to_thread(service.log.head), **found)

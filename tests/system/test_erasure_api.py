@@ -73,6 +73,7 @@ def test_an_erasure_reaches_memory_before_the_reply_and_the_copies_after_it(
     seal_until_erased(reply["erasure_id"], log)
     assert SECRET not in str(read_events(place.home.feedback_table, log, 0, log.head()))
     told = call(place, "GET", f"/v1/erasures/{reply['erasure_id']}").json()
+    assert told.pop("lesson_seq") >= reply.pop("lesson_seq")
     assert told == {**reply, "state": "done", "cycles": [], "versions": [], "beyond": []}
 
 
