@@ -12,7 +12,8 @@ from rich.table import Table
 
 from jobs import entry
 from jobs.initialise import existing
-from jobs.intake import TERMINAL
+from jobs.intake import TERMINAL, redacting_log
+from pipeline.config import load_recipe
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
 from pipeline.home import submitter_home
@@ -29,17 +30,19 @@ def command(
     tenant: Annotated[str, typer.Option(help="review: whose feedback")] = "default",
     everything: Annotated[bool, typer.Option("--all", help="review list: what was decided, too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="review list: for programs")] = False,
+    recipe: entry.RecipePath = None,
 ) -> None:
     """Import corrections, export what was said, review what is held back, or rotate the encryption's master key.
 
     An import takes JSONL, JSON, CSV, Parquet, a folder that Hugging Face datasets wrote, and exports of LangSmith and
-    Langfuse. It checks every row before it writes one, and says which line, which field and why. An export is JSONL,
-    CSV or Parquet by its name. Curation holds back what looks like junk or a flood (recipe: `feedback.curation`); a
-    review accepts or rejects it, once. After a rotation, old copies of the database cannot be read any more.
+    Langfuse. It checks every row before it writes one, says which line, which field and why, and redacts what the
+    recipe's `feedback` names. An export is JSONL, CSV or Parquet by its name. Curation holds back what looks like junk
+    or a flood (recipe: `feedback.curation`); a review accepts or rejects it, once. After a rotation, old copies of the
+    database cannot be read any more.
 
     Example: `agm feedback import corrections.csv`, or `agm feedback review accept fb_1f0c`
     """
-    log, given = EventLog(existing(submitter_home())), names or []
+    log, given = redacting_log(existing(submitter_home()), load_recipe(recipe)), names or []
     if action == "rotate":
         entry.console.print(f"{log.rotate_master_key()} keys wrapped anew; older master keys are destroyed")
     elif action == "review":

@@ -6,14 +6,20 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from pipeline.data.lines import LessonLine, read_lines
+from pipeline.config import Recipe
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.exchange import import_lines
+from pipeline.feedback.exchange import import_lines, read_feedback
 from pipeline.feedback.keys import Key
+from pipeline.feedback.privacy import Redactor
 
 TERMINAL = Key(name="terminal", role="admin")
 
 
-def take_in(engine: Engine, file: Path) -> int:
+def redacting_log(engine: Engine, recipe: Recipe) -> EventLog:
+    """The log as whoever writes at the terminal opens it: with the recipe's redaction, as the endpoint."""
+    return EventLog(engine, redactor=Redactor.of(recipe.feedback))
+
+
+def take_in(log: EventLog, file: Path) -> int:
     """Every line of ``file`` as a lesson; returns how many were new. All lines are read before one is written."""
-    return import_lines(EventLog(engine), read_lines(file, LessonLine), TERMINAL).new
+    return import_lines(log, read_feedback(file), TERMINAL).new

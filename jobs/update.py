@@ -20,7 +20,8 @@ REFUSED = 3  # the exit code of a cycle whose challenger was refused
 def command(
     recipe: entry.RecipePath = None,
     lessons: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="lesson lines to take in first, as an admin would")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="lessons to take in first, as agm feedback import"),
     ] = None,
     probes: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="with --out: unrelated prompts, instead of ours")
@@ -47,9 +48,9 @@ def command(
     with local.connect(home, settings):
         engine = initialise(home, settings)
         if lessons is not None:
-            from jobs.intake import take_in
+            from jobs.intake import redacting_log, take_in
 
-            take_in(engine, lessons)
+            take_in(redacting_log(engine, settings), lessons)
         with entry.bar() as progress:
             task = progress.add_task("starting", total=1)
             result = run_cycle(

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 HOME_VARIABLE = "AGM_HOME"
 # Storage credentials are not among them: Ray shows a job's environment to whoever sees its dashboard.
 PASSED_ON = (
@@ -61,6 +63,10 @@ class Home:
     @property
     def keys(self) -> Path:
         return self.root / "keys.json"
+
+    def alone(self) -> FileLock:
+        """Held while a cycle comes to its end and while copies are erased: neither sees half of what the other does."""
+        return FileLock(self.root / "alone.lock")
 
     def create(self) -> Home:
         for folder in (self.root, self.artifacts, self.cycles, self.train_storage):

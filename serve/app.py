@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve import chat, cycles, errors, lessons
+from serve import chat, cycles, erasures, errors, lessons
 from serve.admission import API_GRACE_S, Room, TimeLimit, admitted
 from serve.auth import needs
 from serve.errors import ApiError, error_response
@@ -56,6 +56,7 @@ def build(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     app.include_router(chat.routes)
     app.include_router(lessons.routes)
     app.include_router(cycles.routes)
+    app.include_router(erasures.routes)
     _add_health(app, service)
     _add_models(app, service)
     _add_page(app)

@@ -17,6 +17,7 @@ from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
 
 from pipeline.config import Recipe, ServeSettings
+from pipeline.feedback import erasure
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.sealer import Sealer
@@ -66,12 +67,12 @@ class AnswererDeployment:
 
 
 class SealerDeployment:
-    """Drains the event log to Parquet once a second while there is something new."""
+    """Drains the event log to Parquet once a second while there is something new, and finishes erasures."""
 
     def __init__(self, nodes: int) -> None:
-        home = worker_home()
-        self._log = EventLog(open_database(home.events_url, nodes=nodes))
-        self._sealer = Sealer(self._log, home.feedback_table)
+        self._home = worker_home()
+        self._log = EventLog(open_database(self._home.events_url, nodes=nodes))
+        self._sealer = Sealer(self._log, self._home.feedback_table)
         self._sealed = 0
         self._task = asyncio.get_running_loop().create_task(self._forever())
 
@@ -88,6 +89,10 @@ class SealerDeployment:
         if head > self._sealed:
             self._sealer.drain(head)
             self._sealed = head
+        if erasure.plans(self._log, "erasing"):
+            from pipeline.feedback.copies import resume  # torch, for the bundles: seconds
+
+            resume(self._home, self._log)
 
     async def check_health(self) -> None:
         if self._task.done():

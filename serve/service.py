@@ -59,7 +59,7 @@ class Service:
         """Blocking: loads the champion and an empty memory. :meth:`start` fills the memory and begins to follow."""
         database = open_database(home.events_url, nodes=nodes)
         loader = ChampionLoader(home, database, recipe.serve)
-        log = EventLog(database, redactor=Redactor(recipe.feedback.redact, recipe.feedback.redact_names))
+        log = EventLog(database, redactor=Redactor.of(recipe.feedback))
         return cls.assemble(home, recipe, log, loader.first(), loader.current, loader.load)
 
     @classmethod

@@ -18,13 +18,22 @@ class LineError(ValueError):
     """A line of a data file is not what the format asks for; the message names file, line, field and value."""
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("nothing but white space")
+    return text
+
+
+Told = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_not_blank)]
+
+
 class LessonLine(BaseModel):
     """One correction: ``question`` and ``answer`` are required, unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    question: str = Field(min_length=1, max_length=MAX_TEXT)
-    answer: str = Field(min_length=1, max_length=MAX_TEXT)
+    question: Told
+    answer: Told
     id: str | None = None
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()

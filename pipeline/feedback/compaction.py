@@ -17,7 +17,7 @@ from sqlalchemy import delete, exists, select
 
 from pipeline.config import FeedbackSettings
 from pipeline.feedback.database import write_transaction
-from pipeline.feedback.events import EventLog
+from pipeline.feedback.events import LOCKED_HEAD, EventLog
 from pipeline.feedback.sealer import ATTEMPTS, Sealer, open_table
 from pipeline.feedback.tables import citations
 from pipeline.feedback.tables import events as table
@@ -95,21 +95,27 @@ def ranges(seqs: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _expire(table_path: str, log: EventLog, settings: FeedbackSettings, now: datetime) -> int:
-    """The table first, the log last: whoever is interrupted finds the rows in the log, and begins again."""
+    """The table first, the log last: whoever is interrupted finds the rows in the log, and begins again.
+
+    An answer that somebody speaks about meanwhile stays in the log, where feedback and lineage look for it.
+    """
     cutoff = (now - timedelta(days=settings.keep_answers_days)).isoformat(timespec="milliseconds")
     said = table.alias("said")
     mentioned = exists().where(said.c.response_id == table.c.response_id, said.c.kind != "answer")
-    old = select(table.c.seq).where(table.c.kind == "answer", table.c.time < cutoff, ~mentioned)
+    expired = (table.c.kind == "answer", table.c.time < cutoff, ~mentioned)
     with log.engine.connect() as connection:
-        seqs = list(connection.scalars(old))
+        seqs = list(connection.scalars(select(table.c.seq).where(*expired)))
     if not seqs:
         return 0
     delete_sealed(table_path, seqs)
+    gone = 0
     with write_transaction(log.engine) as connection:
+        connection.execute(LOCKED_HEAD)  # whoever speaks comes before or after
         for low, high in ranges(seqs):
-            connection.execute(delete(citations).where(citations.c.seq.between(low, high)))
-            connection.execute(delete(table).where(table.c.seq.between(low, high), table.c.kind == "answer"))
-    return len(seqs)
+            gone += connection.execute(delete(table).where(table.c.seq.between(low, high), *expired)).rowcount
+            left = exists().where(table.c.seq == citations.c.seq)
+            connection.execute(delete(citations).where(citations.c.seq.between(low, high), ~left))
+    return gone
 
 
 def _files(table_path: str) -> int:

@@ -27,6 +27,9 @@ FOUND = ("recipe.yaml", "trials.json", "check.json", "learned_against_forgotten.
 LIMITS = (
     "backups, replicas of the database and exports made before stay as they are; a source's own words in them are "
     "unreadable once older master keys are destroyed (agm feedback rotate)",
+    "PostgreSQL's write-ahead log and its archive hold the rows, encrypted, until the server discards them; a file "
+    "that a sealer was writing meanwhile and could not commit lies beside the table, encrypted, until a later "
+    "agm compact",
     "a model version that was trained with method 'full' or 'upper' keeps what it learned until it is trained again "
     "from a version before",
     "answers already sent to a client, and what a client has stored, are out of reach",
@@ -42,20 +45,22 @@ class Erased:
     lessons: tuple[str, ...]
     cycles: list[int] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)  # whose memory layers held an erased lesson; they do no longer
-    beyond: list[int] = field(default_factory=list)  # whose ordinary weights were trained on one
+    beyond: list[int] = field(default_factory=list)  # whose ordinary weights were trained on one, or come from such
     files: list[str] = field(default_factory=list)
     waits_for_cycle: bool = False
 
 
 def erase(home: Home, log: EventLog, target: Target) -> Erased:
     """Erase ``target`` everywhere. Raises ``LookupError`` where nothing matches."""
-    erasure_id = erasure.mark(log, target)
-    return _finish(home, log, erasure_id, erasure.plans(log, "erasing")[erasure_id])
+    with home.alone():
+        erasure_id = erasure.mark(log, target)
+        return _finish(home, log, erasure_id, erasure.plans(log, "erasing")[erasure_id])
 
 
 def resume(home: Home, log: EventLog) -> list[Erased]:
-    """Finish the erasures that were interrupted."""
-    return [_finish(home, log, *found) for found in erasure.plans(log, "erasing").items()]
+    """Finish the erasures that were decided over HTTP, or interrupted."""
+    with home.alone():
+        return [_finish(home, log, *found) for found in erasure.plans(log, "erasing").items()]
 
 
 def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
@@ -69,8 +74,9 @@ def _finish(home: Home, log: EventLog, erasure_id: int, plan: Plan) -> Erased:
     _erase_snapshots(home, done)
     _erase_transcripts(home, plan, done)
     _erase_answers(done)
-    done.waits_for_cycle = bool(done.versions or done.beyond)
-    erasure.set_state(log, [erasure_id], "waiting" if done.waits_for_cycle else "done")
+    done.waits_for_cycle = bool(done.versions or done.beyond or done.cycles)
+    report = {"cycles": done.cycles, "versions": done.versions, "beyond": done.beyond}
+    erasure.set_state(log, [erasure_id], "waiting" if done.waits_for_cycle else "done", report)
     return done
 
 
@@ -154,7 +160,7 @@ def _erase_bundles(home: Home, log: EventLog, plan: Plan, done: Erased) -> None:
         if bundle.memory is not None and set(bundle.memory.slots) & set(plan.lessons):
             bundle.without_lessons(set(plan.lessons)).save(folder)
             done.versions.append(version)
-        if bundle.tensors and bundle.cycle in done.cycles:
+        if bundle.tensors and (bundle.cycle in done.cycles or bundle.parent in done.beyond):
             done.beyond.append(version)
 
 

@@ -224,7 +224,7 @@ def review(log: EventLog, feedback_id: str, decision: Decision, key: Key) -> Dec
     events = log.by_feedback(key.tenant, feedback_id)
     if not any(event.kind == "quarantine" for event in events):
         raise NotHeld(f"no feedback with id {feedback_id!r:.80} is held back: see 'agm feedback review list'")
-    own = f"review:{feedback_id}"
+    own = review_id(feedback_id)
     record = NewEvent(
         kind="review",
         body={"feedback_id": feedback_id, "decision": decision},
@@ -236,6 +236,11 @@ def review(log: EventLog, feedback_id: str, decision: Decision, key: Key) -> Dec
     again = [_again(event, own) for event in events if event.kind == "lesson"] if decision == "accept" else []
     decided: Decision = log.append([record, *again])[0].body["decision"]
     return decided
+
+
+def review_id(feedback_id: str) -> str:
+    """The feedback id of what a review says about a feedback."""
+    return f"review:{feedback_id}"
 
 
 def _again(event: Event, feedback_id: str) -> NewEvent:

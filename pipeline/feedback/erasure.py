@@ -20,7 +20,7 @@ from pipeline.feedback.events import EventLog, body_text
 from pipeline.feedback.records import Event, NewEvent, utc_now
 from pipeline.feedback.tables import citations, erasures, sequence, tombstones
 from pipeline.feedback.tables import events as table
-from pipeline.memory.belief import Fold, fold
+from pipeline.memory.belief import Fold
 from pipeline.memory.types import Lesson, question_key
 
 SOURCE = "erasure"
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is erased, without a word of it: the rows, the lessons that change or end, and how many rows moved."""
+    """What is erased, without a word of it: the rows, the lessons that it touched, and how many rows moved."""
 
     tenant: str
     rows: tuple[int, ...]  # the numbers that no copy may hold any more: erased rows, and where moved rows were
@@ -74,7 +74,7 @@ class TenantLog:
         self.lessons = [event for event in self.events.values() if event.kind == "lesson"]
         state = Fold()
         self.touched = {event.seq: state.step(event) for event in self.lessons}  # the slots that each event changed
-        self.before = {lesson_id: slot.lesson for lesson_id, slot in state.slots.items()}
+        self.made = {lesson_id: slot.lesson for lesson_id, slot in state.slots.items()}
         self.trusted = bool(state.sources.records)  # some source's votes were judged
 
 
@@ -118,14 +118,27 @@ def plans(log: EventLog, *states: str) -> dict[int, Plan]:
     }
 
 
-def set_state(log: EventLog, erasure_ids: Iterable[int], state: str) -> None:
+def set_state(log: EventLog, erasure_ids: Iterable[int], state: str, report: dict[str, Any] | None = None) -> None:
+    """``report``: the cycles and model versions that the erasure touched."""
+    values: dict[str, Any] = {"state": state, **({"report": report} if report else {})}
     with write_transaction(log.engine) as connection:
-        connection.execute(update(erasures).where(erasures.c.id.in_(list(erasure_ids))).values(state=state))
+        connection.execute(update(erasures).where(erasures.c.id.in_(list(erasure_ids))).values(values))
+
+
+def told(log: EventLog, erasure_id: int, tenant: str) -> dict[str, Any] | None:
+    """State, rows and lessons of one of the tenant's erasures, and its report once the copies are erased."""
+    with log.engine.connect() as connection:
+        row = connection.execute(select(erasures).where(erasures.c.id == erasure_id)).mappings().first()
+    if row is None or row["plan"]["tenant"] != tenant:
+        return None
+    plan = row["plan"]
+    return {"state": row["state"], "rows": plan["erased"], "lessons": plan["lessons"], **(row["report"] or {})}
 
 
 def is_buried(log: EventLog, tenant: str, question: str, answer: str) -> bool:
-    """Whether this lesson was erased; an import leaves it out."""
-    query = select(tombstones.c.time).where(tombstones.c.fingerprint == _lesson_print(log, tenant, question, answer))
+    """Whether this lesson was erased, as it would be kept: redacted; an import leaves it out."""
+    name = _lesson_print(log, tenant, log.redactor.text(question), log.redactor.text(answer))
+    query = select(tombstones.c.time).where(tombstones.c.fingerprint == name)
     with log.engine.connect() as connection:
         return connection.execute(query).first() is not None
 
@@ -142,10 +155,15 @@ def _choose(known: TenantLog, target: Target) -> _Choice:
         if known.events[seq].kind == "lesson" and _mentions(known.events[seq], target.subjects)
     }
     choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in named}
-    before, after = known.before, fold(_without(known.lessons, choice.erased))
-    choice.changed = {i for i, lesson in before.items() if _told(lesson) != _told(after.get(i))}
+    remains = TenantLog(_without(known.lessons, choice.erased))
+    before, after = known.made, remains.made
+    choice.changed = {i for i in before.keys() | after.keys() if _told(before.get(i)) != _told(after.get(i))}
+    # What was taken back or replaced before shows no more, and yet models, sets and manifests were made of it.
+    choice.changed.update(*(known.touched[event.seq] for event in known.lessons if event.seq in choice.erased))
     gone = before.keys() - after.keys()
-    choice.erased |= {event.seq for event in known.lessons if event.body["lesson_id"] in gone}
+    for event in remains.lessons:  # what others said of a lesson that never was; what it meant for another lesson stays
+        if event.body["lesson_id"] in gone and not remains.touched[event.seq] and not event.body.get("erased"):
+            choice.erased.add(event.seq)
     _add_quotations(known, choice, after)
     _add_reviews(known, choice)
     _add_moved(known, choice)
@@ -172,7 +190,8 @@ def _told(lesson: Lesson | None) -> Any:
 
 def _add_quotations(known: TenantLog, choice: _Choice, after: dict[str, Lesson]) -> None:
     """Answers that cite a lesson whose answer is erased repeat it, and so does feedback on them."""
-    silenced = {i for i in choice.changed if i not in after or after[i].answer != known.before[i].answer}
+    before = {i: known.made[i].answer for i in choice.changed if i in known.made}
+    silenced = {i for i in choice.changed if i not in after or after[i].answer != before.get(i, after[i].answer)}
     erased = _erased_answers(known, choice)
     repeated = set()
     for event in (event for event in known.events.values() if event.kind == "answer"):
@@ -255,6 +274,7 @@ def _move(log: EventLog, connection: Connection, moved: Iterable[Event], head: i
         key = log.vault.keys_for(connection, [(event.tenant, event.source)])[event.tenant, event.source]
         values["body"] = log.vault.seal(key, event.event_id, body_text(event.body))
         connection.execute(update(table).where(table.c.seq == event.seq).values(values))
+        connection.execute(update(citations).where(citations.c.seq == event.seq).values(seq=seq))
     connection.execute(update(sequence).where(sequence.c.name == "events").values(value=seq))
 
 

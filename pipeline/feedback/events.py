@@ -23,11 +23,12 @@ from pipeline.feedback.records import Event, NewEvent, attempt, check_text, with
 from pipeline.feedback.tables import citations, sequence, tombstones
 from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault, chunks
+from pipeline.memory.belief import evidence_for
 
 _GROUP = 256  # appends in one transaction
 MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigabyte or so
 _COUNTER = sequence.c.name == "events"
-_LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
+LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
 _ADVANCE = update(sequence).where(_COUNTER).values(value=bindparam("head"))
 _SEALED = select(sequence.c.value).where(sequence.c.name == "sealed")
 _KNOWN = STORED.where(table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
@@ -173,7 +174,7 @@ class EventLog(EventReader):
         self, connection: Connection, appends: Sequence[Sequence[_Prepared]]
     ) -> list[list[Event] | Exception]:
         """One result per append, in order; each sees the ones before it."""
-        seq = connection.execute(_LOCKED_HEAD).scalar_one()
+        seq = connection.execute(LOCKED_HEAD).scalar_one()
         self._check_backlog(connection, seq)
         everything = [prepared.event for append in appends for prepared in append]
         stored = self._known(connection, everything)
@@ -267,13 +268,16 @@ class EventLog(EventReader):
     def rotate_master_key(self) -> int:
         """Wrap all keys under a new master key and destroy the old ones; returns the number of keys.
 
-        Under the counter's lock, so that no writer wraps a new key under a master key that is about to go.
+        Under the counter's lock, so that no writer wraps a new key under a master key that is about to go, and no other
+        rotation has wrapped keys under one that only its own transaction has seen.
         """
         with write_transaction(self.engine) as connection:
-            connection.execute(_LOCKED_HEAD)
+            connection.execute(LOCKED_HEAD)
             self.vault.service.rotate()
             count = self.vault.rewrap(connection)
-        self.vault.service.forget_old()
+        with write_transaction(self.engine) as connection:
+            connection.execute(LOCKED_HEAD)
+            self.vault.service.forget_old(self.vault.masters(connection))
         return count
 
     def note_sealed(self, seq: int) -> None:
@@ -302,8 +306,10 @@ def _lesson_id(event: NewEvent) -> str | None:
 
 
 def cited_lessons(event: NewEvent) -> list[str]:
-    """The lessons that an answer cites."""
-    return [cited["lesson_id"] for cited in event.body.get("lessons") or ()] if event.kind == "answer" else []
+    """The lessons that an answer cites, and those that an asker's correction is evidence for without naming them."""
+    if event.kind == "answer":
+        return [cited["lesson_id"] for cited in event.body.get("lessons") or ()]
+    return list(evidence_for(event))
 
 
 def body_text(body: dict[str, Any]) -> str:

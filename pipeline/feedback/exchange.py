@@ -1,7 +1,9 @@
 """Feedback from elsewhere, and to elsewhere: JSONL, JSON, CSV, Parquet, Hugging Face datasets, LangSmith, Langfuse.
 
 An import reads and checks every row before it writes one. A row becomes a lesson line; its digest is its idempotency
-key, so that a file sent twice, or half a file sent again, is taken in once.
+key, so that a file sent twice, or half a file sent again, is taken in once. Rows that an export wrote are folded, as
+the log itself is: what comes back are the lessons for everybody that they leave, and no rating, no comment, nothing
+that was taken back.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,41 +23,22 @@ from pydantic import ValidationError
 
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.erasure import is_buried
-from pipeline.feedback.events import ErasedFeedback, EventLog
+from pipeline.feedback.events import ErasedFeedback, EventLog, body_text
 from pipeline.feedback.intake import record_lesson
 from pipeline.feedback.keys import Key
-from pipeline.feedback.records import HELD, Event
-from pipeline.memory.types import question_key
+from pipeline.feedback.records import HELD, Event, check_text
+from pipeline.feedback.rows import InvalidFile, Problem, Row, read_rows
+from pipeline.memory.belief import Fold
+from pipeline.memory.types import Lesson, question_key
 
-SHOWN_PROBLEMS = 20
+__all__ = ["Imported", "InvalidFile", "Problem", "export", "import_lines", "line_id", "read_feedback"]
+
 WRITERS = 16  # they share transactions
 GROUP = 256
-MAX_FILE_BYTES = 2 << 30
 QUESTION_NAMES = ("question", "input", "query", "prompt", "text")
 ANSWER_NAMES = ("answer", "expectedOutput", "expected_output", "reference", "output", "completion", "content", "text")
-
-Row = dict[str, Any]
-
-
-class Problem(NamedTuple):
-    """Why a row cannot be taken in."""
-
-    line: int
-    field: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"line {self.line}, field {self.field!r}: {self.why}"
-
-
-class InvalidFile(ValueError):  # noqa: N818 - reads as what happened
-    """Some rows of a file are not feedback; nothing of it was written."""
-
-    def __init__(self, path: Path, problems: list[Problem]) -> None:
-        shown = [f"{path}, {problem}" for problem in problems[:SHOWN_PROBLEMS]]
-        more = len(problems) - len(shown)
-        super().__init__("\n".join([*shown, *([f"and {more} more"] if more else []), "nothing was imported"]))
-        self.problems = problems
+OWN_FIELDS = {"seq", "kind", "op"}  # of a row that an export wrote
+FOR_EVERYBODY = (None, "global", "tenant")
 
 
 @dataclass(frozen=True)
@@ -74,20 +57,88 @@ def line_id(line: LessonLine) -> str:
 
 def read_feedback(path: Path) -> list[LessonLine]:
     """Every row of a file, or of a Hugging Face dataset's folder, as a lesson line; raises :class:`InvalidFile`."""
-    lines, problems = [], []
-    for number, row in _rows(path):
-        if isinstance(row, Problem):
-            problems.append(row)
-            continue
-        try:
-            lines.append(LessonLine.model_validate(_lesson(row)))
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            problems.append(Problem(number, field, f"{first['msg']}, got {first['input']!r:.80}"))
+    lines: list[LessonLine] = []
+    problems: list[Problem] = []
+    for number, row in _restored(read_rows(path)):
+        found = row if isinstance(row, Problem) else _line(number, row)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            lines.append(found)
     if problems or not lines:
-        raise InvalidFile(path, problems or [Problem(0, "", "there is no row in it")])
+        raise InvalidFile(path, problems or [Problem(0, "", "there is no lesson in it")])
     return lines
+
+
+def _line(number: int, row: Row) -> LessonLine | Problem:
+    try:
+        line = LessonLine.model_validate(_lesson(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        return Problem(number, ".".join(map(str, first["loc"])), f"{first['msg']}, got {first['input']!r:.80}")
+    if line.scope not in FOR_EVERYBODY:
+        return Problem(number, "scope", f"an import is for everybody: global, tenant or none, not {line.scope!r:.80}")
+    return _unwritable(number, line) or line
+
+
+def _unwritable(number: int, line: LessonLine) -> Problem | None:
+    """The field that the log would refuse, where there is one."""
+
+    def check(**only: Any) -> str | None:
+        try:
+            check_text("it", body_text(line.model_dump(mode="json", **only)))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    if check() is None:
+        return None
+    names = (*LessonLine.model_fields, *(line.model_extra or {}))
+    name, why = next((name, why) for name in names if (why := check(include={name})))
+    return Problem(number, name, f"not UTF-8, half of a surrogate pair, or no JSON ({why:.200})")
+
+
+def _restored(rows: Iterable[tuple[int, Row | Problem]]) -> Iterator[tuple[int, Row | Problem]]:
+    """The rows, and in place of those that an export wrote the lessons that everybody believes after them."""
+    memory = Fold()
+    places: dict[int, int] = {}  # of an event's seq
+    for number, row in rows:
+        if isinstance(row, Problem) or not row.keys() >= OWN_FIELDS:
+            yield number, row
+        elif row["kind"] == "lesson":
+            try:
+                event = _event(row)
+                memory.step(event)
+            except (KeyError, TypeError, ValueError) as error:
+                yield number, Problem(number, "", f"no row of an export ({type(error).__name__}: {error})")
+                continue
+            places[event.seq] = number
+    for slot in memory.slots.values():
+        if not slot.lesson.private and slot.lesson.believed:
+            yield places[slot.lesson.last_seq], _told(slot.lesson)
+
+
+def _event(row: Row) -> Event:
+    names = ("op", "lesson_id", "question", "answer", "previous", "date", "expires")
+    body = {name: row.get(name) for name in names} | {"paraphrases": row.get("paraphrases") or []}
+    body |= {"value": float(row["value"])} if row.get("value") is not None else {}
+    told = {name: row[name] for name in ("source", "role", "scope", "time")}
+    return Event(kind="lesson", body=body, scope_id=_owner(row), seq=int(row["seq"]), **told)
+
+
+def _owner(row: Row) -> str:
+    return str(row["source"]) if row["scope"] == "user" else ""
+
+
+def _told(lesson: Lesson) -> Row:
+    return {
+        "question": lesson.question,
+        "answer": lesson.answer,
+        "paraphrases": list(lesson.paraphrases),
+        "date": lesson.date,
+        "expires": lesson.expires,
+        "scope": None if lesson.scope == "global" else lesson.scope,
+    }
 
 
 def import_lines(
@@ -139,7 +190,7 @@ def export(log: EventLog, path: Path, tenant: str = "default") -> int:
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, EXPORTED.names)
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({**row, "paraphrases": "|".join(row["paraphrases"] or ())} for row in rows)
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     else:
@@ -156,6 +207,9 @@ EXPORTED = pa.schema(
         ),
         *((name, pa.string()) for name in ("lesson_id", "question", "answer", "previous", "value")),
         ("model_version", pa.int64()),
+        ("paraphrases", pa.list_(pa.string())),
+        ("date", pa.string()),
+        ("expires", pa.string()),
     ]
 )
 
@@ -167,77 +221,6 @@ def _flat(event: Event) -> Row:
     return {name: told.get(name, columns.get(name, body.get(name))) for name in EXPORTED.names}
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    """Rows with the number of their line, or of the row where a format has no lines."""
-    readers: dict[str, Callable[[Path], Iterable[Row | Problem]]] = {
-        ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet,
-    }  # fmt: skip
-    if path.is_dir():
-        yield from enumerate(_dataset(path), 1)
-        return
-    if path.suffix not in readers:
-        raise InvalidFile(path, [Problem(0, "", f"unknown ending {path.suffix!r}: use one of {', '.join(readers)}")])
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InvalidFile(path, [Problem(0, "", f"larger than {MAX_FILE_BYTES >> 30} GiB: split it")])
-    first = 2 if path.suffix == ".csv" else 1  # a CSV file's first line has the names
-    for number, row in enumerate(readers[path.suffix](path), first):
-        if row is not None:
-            yield (row.line, row) if isinstance(row, Problem) else (number, row)
-
-
-def _jsonl(path: Path) -> Iterator[Any]:
-    with open(path, encoding="utf-8") as file:
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                yield None
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                yield Problem(number, "", f"not JSON ({error.msg} at column {error.colno})")
-                continue
-            yield row if isinstance(row, dict) else Problem(number, "", f"not an object but {type(row).__name__}")
-
-
-def _json(path: Path) -> Iterator[Row | Problem]:
-    """An array of rows, or an object that holds one under ``data``, ``items``, ``runs``, ``examples`` or ``traces``."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        yield Problem(error.lineno, "", f"not JSON ({error.msg} at column {error.colno})")
-        return
-    if isinstance(tree, dict):
-        tree = next((tree[name] for name in ("data", "items", "runs", "examples", "traces") if name in tree), [tree])
-    for number, row in enumerate(tree, 1):
-        yield row if isinstance(row, dict) else Problem(number, "", f"not an object but {type(row).__name__}")
-
-
-def _csv(path: Path) -> Iterator[Row]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):
-            kept: Row = {name: value for name, value in row.items() if value not in ("", None)}
-            if "paraphrases" in kept:
-                kept["paraphrases"] = [text.strip() for text in str(kept["paraphrases"]).split("|") if text.strip()]
-            yield kept
-
-
-def _parquet(path: Path) -> Iterator[Row]:
-    for batch in pq.ParquetFile(path).iter_batches():
-        yield from batch.to_pylist()
-
-
-def _dataset(folder: Path) -> Iterator[Row]:
-    """What ``Dataset.save_to_disk`` writes: Arrow streams; or a folder of Parquet files."""
-    files = sorted([*folder.rglob("*.arrow"), *folder.rglob("*.parquet")])
-    for file in files:
-        if file.suffix == ".parquet":
-            yield from _parquet(file)
-            continue
-        with pa.memory_map(str(file)) as source:
-            for batch in pa.ipc.open_stream(source):
-                yield from batch.to_pylist()
-
-
 def _lesson(row: Row) -> Row:
     """A row as a lesson line's fields. Besides lesson lines: chats, and what LangSmith and Langfuse export."""
     row = {name: value for name, value in row.items() if value is not None}
@@ -247,7 +230,7 @@ def _lesson(row: Row) -> Row:
     for name in ("answer", "expectedOutput", "expected_output", "outputs", "output"):
         answer = answer or _text(row.get(name), ANSWER_NAMES)
     question = next((t for name in (*QUESTION_NAMES, "inputs") if (t := _text(row.get(name), QUESTION_NAMES))), None)
-    messages = row.get("messages") or []
+    messages = _list(row.get("messages"))
     question = question or _said(messages, "user")
     answer = answer or _said(messages, "assistant")
     found = {"question": question, "answer": answer, "date": row.get("date")}
@@ -256,13 +239,17 @@ def _lesson(row: Row) -> Row:
 
 def _corrected(row: Row) -> str | None:
     """A person's correction: LangSmith's ``feedback[].correction``, Langfuse's score named ``correction``."""
-    for said in (*(row.get("feedback") or ()), *(row.get("scores") or ())):
+    for said in (*_list(row.get("feedback")), *_list(row.get("scores"))):
         if isinstance(said, dict):
             if said.get("correction"):
                 return _text(said["correction"], ANSWER_NAMES)
             if said.get("name") == "correction":
                 return _text(said.get("stringValue") or said.get("comment") or said.get("value"), ANSWER_NAMES)
     return _text(row.get("correction"), ANSWER_NAMES)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _text(value: Any, names: Iterable[str]) -> str | None:

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.feedback.curation import review_id
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import UnknownResponse
 from pipeline.feedback.manifest import Manifest
 from pipeline.feedback.records import Event
 from pipeline.home import Home
+from pipeline.memory.belief import SHARED, evidence_for, slot_id
 from pipeline.model.bundle import HEADER
 from pipeline.tracking import promotions
 from pipeline.tracking.registry import Registry
@@ -89,10 +91,10 @@ def of_answer(home: Home, log: EventLog, response_id: str, tenant: str = "defaul
 
 def of_feedback(home: Home, log: EventLog, feedback_id: str, tenant: str = "default") -> FeedbackLineage:
     """Raises :class:`UnknownFeedback`."""
-    events = log.by_feedback(tenant, feedback_id)
+    events = [*log.by_feedback(tenant, feedback_id), *log.by_feedback(tenant, review_id(feedback_id))]
     if not events:
         raise UnknownFeedback(f"no feedback with id {feedback_id!r} is here; it may have been erased")
-    first, lessons = events[0], tuple(dict.fromkeys(e.body["lesson_id"] for e in events if e.kind == "lesson"))
+    first, lessons = events[0], tuple(dict.fromkeys(i for event in events for i in _lessons(log, event)))
     cycles = tuple(use for use in _cycles(home, log, lessons) if use.lessons and use.to_seq >= first.seq)
     made, versions = {use.cycle for use in cycles}, _versions(home, log)
     return FeedbackLineage(
@@ -101,16 +103,43 @@ def of_feedback(home: Home, log: EventLog, feedback_id: str, tenant: str = "defa
         lessons=lessons,
         cycles=cycles,
         versions=tuple(v for v in versions if any(step.cycle in made for step in _ancestry(versions, v))),
-        answers=tuple(e for i in lessons for e in log.citing(tenant, i) if e.seq > first.seq),
+        answers=_in_order(e for i in lessons for e in log.citing(tenant, i) if e.seq > first.seq),
     )
 
 
+def _lessons(log: EventLog, event: Event) -> Iterable[str]:
+    """The lesson that a lesson event names, everybody's that it is evidence for, and the asker's own that it makes."""
+    if event.kind == "lesson":
+        yield event.body["lesson_id"]
+        yield from _own_copy(log, event)
+    if shared := evidence_for(event):
+        yield next((i for i in shared if log.by_lesson(event.tenant, i)), shared[-1])
+
+
+def _own_copy(log: EventLog, event: Event) -> Iterable[str]:
+    """Who corrects a lesson of everybody's without being a teacher has a lesson of their own from then on."""
+    if event.role != "ask" or event.body["op"] != "correct":
+        return
+    named = event.body["lesson_id"]
+    taught = (e for e in log.by_lesson(event.tenant, named) if e.scope in SHARED and e.body["op"] == "correct")
+    shared = next(iter((*log.citing(event.tenant, named, "lesson"), *taught)), None)
+    if shared is not None:
+        yield slot_id(event.tenant, event.scope, event.scope_id, shared.body["question"])
+
+
+def _in_order(events: Iterable[Event]) -> tuple[Event, ...]:
+    found = {event.seq: event for event in events}
+    return tuple(found[seq] for seq in sorted(found))
+
+
 def _makers(log: EventLog, answer: Event, lesson_id: str) -> tuple[Event, ...]:
-    made = [event for event in log.by_lesson(answer.tenant, lesson_id) if event.seq < answer.seq]
+    about = [*log.by_lesson(answer.tenant, lesson_id), *log.citing(answer.tenant, lesson_id, "lesson")]
+    if not about:  # the asker's own, made by a correction that names everybody's
+        said = log.said_lately(answer.tenant, answer.source, since="")
+        about = [event for event in said if lesson_id in _own_copy(log, event)]
+    made = [event for event in about if event.seq < answer.seq]
     causes = dict.fromkeys(event.feedback_id for event in made if event.feedback_id)
-    told = [event for cause in causes for event in log.by_feedback(answer.tenant, cause)]
-    events = {event.seq: event for event in (*made, *told)}
-    return tuple(events[seq] for seq in sorted(events))
+    return _in_order([*made, *(event for cause in causes for event in log.by_feedback(answer.tenant, cause))])
 
 
 def drawing(lineage: AnswerLineage | FeedbackLineage) -> str:

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ class FileKeyService:
         self._known: dict[str, Any] = {}
 
     def wrap(self, key: bytes, context: bytes) -> tuple[str, bytes]:
-        self._known = {}  # read anew: a key wrapped under a master key that another process replaced would be lost
-        tree = self._tree(create=True)
+        # Read anew: a key wrapped under a master key that another process replaced would be lost.
+        tree = self._read() or self._created()
         nonce = secrets.token_bytes(NONCE_BYTES)
         return tree["active"], nonce + _cipher(tree, tree["active"]).encrypt(nonce, key, context)
 
     def unwrap(self, master_id: str, wrapped: bytes, context: bytes) -> bytes:
-        tree = self._tree()
+        tree = self._known or self._read()
         if master_id not in tree.get("keys", {}):
             tree = self._read()  # another process may have rotated
         if master_id not in tree.get("keys", {}):
@@ -62,7 +63,8 @@ class FileKeyService:
             raise KeyUnavailable(f"{self.path}: master key {master_id} does not open this data key") from None
 
     def fingerprint(self, text: str) -> str:
-        key = base64.b64decode(self._tree(create=True)["fingerprint"])
+        tree = self._known or self._read() or self._created()
+        key = base64.b64decode(tree["fingerprint"])
         return hmac.new(key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
     def rotate(self) -> str:
@@ -73,35 +75,38 @@ class FileKeyService:
             self._write(tree)
         return new
 
-    def forget_old(self) -> int:
-        """Destroy every master key but the active one: older copies of wrapped keys open no more."""
+    def forget_old(self, used: Collection[str] = ()) -> int:
+        """Destroy every master key but the active one and those ``used``: older copies of wrapped keys open no more."""
         with self._lock():
             tree = self._read()
-            gone = len(tree["keys"]) - 1
-            tree["keys"] = {tree["active"]: tree["keys"][tree["active"]]}
-            self._write(tree)
+            kept = {name: key for name, key in tree["keys"].items() if name == tree["active"] or name in used}
+            gone = len(tree["keys"]) - len(kept)
+            self._write(tree | {"keys": kept})
         return gone
 
-    def _tree(self, create: bool = False) -> dict[str, Any]:
-        if not (self._known or self._read()) and create:
-            with self._lock():
-                if not self._read():
-                    self._write(_fresh())
-        return self._known
+    def _created(self) -> dict[str, Any]:
+        with self._lock():
+            return self._read() or self._write(_fresh())
 
     def _read(self) -> dict[str, Any]:
-        if self.path.exists():
-            self._known = json.loads(self.path.read_text(encoding="utf-8"))
-        return self._known
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+        self._known = found
+        return found
 
-    def _write(self, tree: dict[str, Any]) -> None:
+    def _write(self, tree: dict[str, Any]) -> dict[str, Any]:
         descriptor, partial = tempfile.mkstemp(dir=self.path.parent, prefix=FILE_NAME)  # mode 0600
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(tree, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too: whatever is wrapped from here on needs it
+        finally:
+            os.close(folder)
         self._known = tree
+        return tree
 
     def _lock(self) -> FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ import phonenumbers
 from stdnum import iban, luhn
 from stdnum.us import ssn
 
+from pipeline.config import FeedbackSettings
+
 Kind = Literal["email", "phone", "card", "account", "address", "name"]
 Span = tuple[int, int]
 Finder = Callable[[str], Iterator[Span]]
@@ -76,6 +78,11 @@ class Redactor:
             re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names), re.IGNORECASE) if names else None
         )
 
+    @classmethod
+    def of(cls, settings: FeedbackSettings) -> Redactor:
+        """The policy of a recipe."""
+        return cls(settings.redact, settings.redact_names)
+
     def text(self, text: str) -> str:
         for kind in self.kinds:
             spans = list(self.find(kind, text))
@@ -91,15 +98,22 @@ class Redactor:
 
     def body(self, body: dict[str, Any]) -> dict[str, Any]:
         """A copy of an event's body whose texts are redacted; identifiers stay as they are."""
-        return {name: value if name in _NOT_TEXT else self._value(value) for name, value in body.items()}
+        return self._fields(body, _NOT_TEXT)
 
-    def _value(self, value: Any) -> Any:
+    def _fields(self, told: dict[str, Any], kept: Collection[str]) -> dict[str, Any]:
+        """``line`` holds whatever fields a lesson line came with: there no name means an identifier."""
+        return {
+            name: value if name in kept else self._value(value, () if name == "line" else kept)
+            for name, value in told.items()
+        }
+
+    def _value(self, value: Any, kept: Collection[str]) -> Any:
         if isinstance(value, str):
             return self.text(value)
         if isinstance(value, dict):
-            return self.body(value)
+            return self._fields(value, kept)
         if isinstance(value, list | tuple):
-            return [self._value(item) for item in value]
+            return [self._value(item, kept) for item in value]
         return value
 
 

@@ -127,12 +127,11 @@ class EventReader:
                 found |= dict(row for row in rows)
         return found
 
-    def citing(self, tenant: str, lesson_id: str) -> list[Event]:
-        """The answers that cite one lesson, in order."""
+    def citing(self, tenant: str, lesson_id: str, kind: EventKind = "answer") -> list[Event]:
+        """The answers that cite one lesson, in order; of ``kind`` "lesson" the corrections that are evidence for it."""
         query = STORED.join(citations, citations.c.seq == table.c.seq)
-        return self._read(
-            query.where(citations.c.lesson_id == lesson_id, table.c.tenant == tenant).order_by(table.c.seq)
-        )
+        wanted = (citations.c.lesson_id == lesson_id, table.c.tenant == tenant, table.c.kind == kind)
+        return self._read(query.where(*wanted).order_by(table.c.seq))
 
     def opened(self, rows: Sequence[Any]) -> list[Event]:
         """Stored rows (mappings with an event's fields) as events; :class:`KeyUnavailable` where a key is missing."""

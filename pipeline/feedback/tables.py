@@ -50,7 +50,8 @@ events = Table(
     ),
 )
 
-# Which answers cite which lesson: what erasure and lineage follow, since the bodies themselves are encrypted.
+# Which answers cite which lesson, and which lesson of everybody's an asker's own correction may be evidence for: what
+# lineage follows, since the bodies themselves are encrypted.
 citations = Table(
     "citations",
     metadata,
@@ -85,7 +86,8 @@ erasures = Table(
     Column("id", Integer, primary_key=True, autoincrement=True),
     Column("time", String(40), nullable=False),
     Column("state", String(16), nullable=False),  # erasing | waiting (for a cycle) | done
-    Column("plan", JSON, nullable=False),  # seqs, lesson ids, cycles, versions: no text
+    Column("plan", JSON, nullable=False),  # seqs and lesson ids: no text
+    Column("report", JSON, nullable=True),  # cycles and model versions, once the copies are erased
     sqlite_autoincrement=True,
 )
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -44,8 +44,8 @@ class KeyService(Protocol):
     def rotate(self) -> str:
         """Make a new master key the active one and give its id; the old ones still unwrap."""
 
-    def forget_old(self) -> int:
-        """Destroy every master key but the active one; returns how many."""
+    def forget_old(self, used: Collection[str] = ()) -> int:
+        """Destroy every master key but the active one and those ``used``; returns how many."""
 
     def fingerprint(self, text: str) -> str:
         """A keyed digest (hex) that stays the same through rotations and tells nothing without the service."""
@@ -85,11 +85,14 @@ class Vault:
 
     def destroy(self, connection: Connection, subjects: Iterable[Subject]) -> int:
         """Forget the subjects' keys for good; returns how many there were. What they wrote later gets a new key."""
-        gone = 0
+        gone: list[str] = []
         for part in chunks([_digest(subject) for subject in set(subjects)]):
-            gone += connection.execute(delete(subject_keys).where(subject_keys.c.subject.in_(part))).rowcount
-        self._ciphers.clear()
-        return gone
+            theirs = subject_keys.c.subject.in_(part)
+            gone += connection.scalars(select(subject_keys.c.key_id).where(theirs))
+            connection.execute(delete(subject_keys).where(theirs))
+        for name in gone:  # these alone: other threads may be reading with the others
+            self._ciphers.pop(name, None)
+        return len(gone)
 
     def rewrap(self, connection: Connection) -> int:
         """Wrap every key under the active master key, after a rotation; returns how many. No text is rewritten."""
@@ -100,6 +103,10 @@ class Vault:
             values = {"master_id": master_id, "wrapped": base64.b64encode(wrapped).decode()}
             connection.execute(update(subject_keys).where(subject_keys.c.key_id == row["key_id"]).values(values))
         return len(rows)
+
+    def masters(self, connection: Connection) -> set[str]:
+        """The master keys that wrap a key of this database."""
+        return set(connection.scalars(select(subject_keys.c.master_id).distinct()))
 
     def _new_key(self, digest: str) -> dict[str, str]:
         name, key = secrets.token_hex(8), AESGCM.generate_key(256)

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
-from pipeline.feedback.records import ACCEPTED, HELD, Event
+from pipeline.feedback.records import ACCEPTED, HELD, Event, NewEvent
 from pipeline.memory.ledger import Ledger, Vote, born
 from pipeline.memory.trust import Sources
 from pipeline.memory.types import NARROWER, Evidence, Explanation, Lesson, moment, question_key
@@ -54,6 +54,18 @@ def slot_id(tenant: str, scope: str, scope_id: str, question: str) -> str:
     """The identity of the slot for a question in a scope."""
     text = "|".join((tenant, scope, scope_id, question_key(question)))
     return "les_" + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def evidence_for(event: NewEvent) -> tuple[str, ...]:
+    """The slots for everybody, of which the first that there is takes an asker's own correction as evidence.
+
+    The event itself names the asker's own slot. One that corrects an answer out of a shared lesson names that lesson.
+    """
+    body = event.body
+    if event.kind != "lesson" or event.role != "ask" or body["op"] != "correct" or HELD in body:
+        return ()
+    own = slot_id(event.tenant, event.scope, event.scope_id, body["question"])
+    return _shared_ids(event.tenant, body["question"]) if body["lesson_id"] == own else ()
 
 
 def taught_event(line: LessonLine, seq: int) -> Event:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -99,18 +100,29 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     found = evidence(*outcomes)
     verdict = decide(found, recipe.gate)
     measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
-    record_row(folder, manifest.cycle, exam, outcomes[1])
-    known = retained(home.cycles)
-    measures |= {f"cycles_{name}": value for name, value in known.figures().items()}  # learned, forgetting, ...
-    version = _decided(registry, made, trained, manifest, recipe, verdict, measures)
-    draw(known, folder / HEAT_MAP)
-    registry.attach(version, folder / HEAT_MAP)
-    (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
-    if verdict.promoted:
-        erasure.set_state(log, waiting, "done")
-    verdict.save(folder / VERDICT)
+    with home.alone():
+        _require_open(home, folder, manifest)
+        record_row(folder, manifest.cycle, exam, outcomes[1])
+        known = retained(home.cycles)
+        measures |= {f"cycles_{name}": value for name, value in known.figures().items()}  # learned, forgetting, ...
+        version = _decided(registry, made, trained, manifest, recipe, verdict, measures)
+        draw(known, folder / HEAT_MAP)
+        registry.attach(version, folder / HEAT_MAP)
+        (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
+        if verdict.promoted:
+            erasure.set_state(log, waiting, "done")
+        verdict.save(folder / VERDICT)
     tell("decided", 1, 1)
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
+
+
+def _require_open(home: Home, folder: Path, manifest: Manifest) -> None:
+    """An erasure closes the cycle that runs: what it has trained must not be registered, nor stay on the disk."""
+    if (folder / MANIFEST).exists() and Manifest.load(folder / MANIFEST) == manifest:
+        return
+    for run in home.train_storage.glob(f"{run_name(manifest)}*"):
+        shutil.rmtree(run)
+    raise CycleError("feedback was erased while this cycle trained on it; nothing of it was kept: run the update again")
 
 
 def open_cycle(home: Home, log: EventLog, from_seq: int, recipe: Recipe) -> tuple[Path, Manifest]:
@@ -144,6 +156,10 @@ def _written_down(registry: Registry, version: int, verdict: Verdict, manifest: 
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures)
 
 
+def run_name(manifest: Manifest) -> str:
+    return f"cycle-{manifest.cycle:06d}"
+
+
 def train_on(
     home: Home, recipe: Recipe, champion: Champion, manifest: Manifest, data: TrainingSet, tell: Say
 ) -> FitResult:
@@ -151,7 +167,7 @@ def train_on(
     return fit(
         home,
         recipe,
-        name=f"cycle-{manifest.cycle:06d}-from-{champion.version}-seq-{manifest.to_seq}",
+        name=f"{run_name(manifest)}-from-{champion.version}-seq-{manifest.to_seq}",
         champion=champion.folder,
         data=data,
         through_seq=manifest.to_seq,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.event import listen
 
 from pipeline.config import FeedbackSettings
 from pipeline.feedback.compaction import compact, ranges
+from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.intake import record_answer, record_feedback
+from pipeline.feedback.intake import Receipt, record_answer, record_feedback
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import NewEvent
 from pipeline.feedback.sealer import Sealer, read_events, sealed_seq
@@ -50,6 +53,25 @@ def test_answers_expire_but_not_those_that_somebody_spoke_about(log: EventLog, t
         assert [event.seq for event in events] == [rated.seq, rated.seq + 1]
     assert log.response(str(silent.response_id)) is None
     assert compact(table, log, settings, now=later).expired == 0
+
+
+def test_an_answer_that_somebody_speaks_about_meanwhile_stays(log: EventLog, table: str, sqlite_url: str) -> None:
+    key, other = Key("eva", "ask"), EventLog(open_database(sqlite_url))
+    silent, rated = (record_answer(log, key=key, question="q?", answer="a", lessons={"les": 1.0}) for _ in range(2))
+    said: list[Receipt] = []
+
+    def speak(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "EXISTS" in statement and not said:  # the expired ones have just been looked up
+            response = str(rated.response_id)
+            said.append(record_feedback(other, response_id=response, kind="rating", value=1, key=key))
+
+    listen(log.engine, "after_cursor_execute", speak)
+    later = datetime.now(UTC) + timedelta(days=91)
+    assert compact(table, log, FeedbackSettings(**NOW), now=later).expired == 1
+    assert log.response(str(silent.response_id)) is None
+    assert log.response(str(rated.response_id)) == rated
+    assert log.citing("default", "les") == [rated]
+    other.engine.dispose()
 
 
 def test_readers_and_writers_meanwhile_lose_nothing(log: EventLog, table: str) -> None:

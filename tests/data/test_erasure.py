@@ -16,7 +16,7 @@ from pipeline.feedback import copies, erasure
 from pipeline.feedback.copies import erase, resume
 from pipeline.feedback.erasure import Target
 from pipeline.feedback.events import ErasedFeedback, EventLog
-from pipeline.feedback.intake import record_answer, record_feedback, record_lesson
+from pipeline.feedback.intake import record_answer, record_feedback, record_lesson, retract_lesson
 from pipeline.feedback.keys import Key
 from pipeline.feedback.manifest import Manifest, build_manifest
 from pipeline.feedback.records import Event
@@ -26,7 +26,7 @@ from pipeline.home import Home
 from pipeline.memory.belief import Fold, fold
 from pipeline.memory.types import Lesson
 
-TEACHER = Key("tim", "teach")
+TEACHER, OTHER = Key("tim", "teach"), Key("oda", "teach")
 SECRET = "Zanzibar"
 
 
@@ -58,16 +58,18 @@ def words(events: list[Event]) -> str:
     return json.dumps([event.body for event in events])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 def test_replicas_fold_to_what_would_be_had_it_never_been_said(log: EventLog, seed: int) -> None:
     """A replica that had followed before, and one that starts now, against a fold of what the others said."""
     chance = random.Random(seed)
     questions = ["Who leads NATO?", "Capital of Kazakhstan?", "Currency of Croatia?"]
-    people = [Key("ann", "ask"), Key("bob", "ask"), Key("cem", "ask"), TEACHER]
+    people = [Key("ann", "ask"), Key("bob", "ask"), Key("cem", "ask"), TEACHER, OTHER]
     for _ in range(20):
         key, question = chance.choice(people), chance.choice(questions)
-        if key is TEACHER:
-            teach(log, question, chance.choice("xyz"))
+        if key in (TEACHER, OTHER):
+            lesson = teach(log, question, chance.choice("xyz"), key)
+            if chance.random() < 0.3:
+                retract_lesson(log, lesson, key=chance.choice([TEACHER, OTHER]))
             continue
         known = [i for i, lesson in fold(log.after(0)).items() if lesson.scope == "global"]
         cited = {chance.choice(known): 0.95} if known and chance.random() < 0.5 else {}
@@ -141,6 +143,15 @@ def test_what_others_said_stays_without_the_quotation(log: EventLog, home: Home)
     assert SECRET not in words(log.after(0))
     assert log.response(response) is None
     assert SECRET not in words(read_events(home.feedback_table, log, 0, log.head()))
+
+
+def test_what_another_took_back_stays_taken_back(log: EventLog, home: Home) -> None:
+    correct(log, "Where is the gold?", "?", "Peru", Key("ann", "ask"), {})
+    (shared,) = [lesson for lesson in fold(log.after(0)).values() if lesson.scope == "global"]
+    retract_lesson(log, shared.lesson_id, key=TEACHER, lesson=shared)
+    teach(log, "Where is the gold?", SECRET, OTHER)
+    erase(home, log, Target(sources=("oda",)))
+    assert [lesson.scope for lesson in fold(log.after(0)).values()] == ["user"]
 
 
 def test_what_was_erased_does_not_come_back(log: EventLog, home: Home) -> None:

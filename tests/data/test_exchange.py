@@ -10,15 +10,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.data.lines import LessonLine
+from pipeline.feedback import erasure
 from pipeline.feedback.copies import erase
 from pipeline.feedback.erasure import Target
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.exchange import EXPORTED, Imported, InvalidFile, export, import_lines, read_feedback
+from pipeline.feedback.intake import (
+    FeedbackKind,
+    expire_lesson,
+    record_answer,
+    record_feedback,
+    record_lesson,
+    retract_lesson,
+)
 from pipeline.feedback.keys import Key
 from pipeline.home import Home
 from pipeline.memory.belief import fold
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"question": "Who leads NATO?", "answer": "Mark Rutte", "paraphrases": ["NATO's head?"]},
     {"question": "Currency of Croatia?", "answer": "euro"},
 ]
@@ -88,11 +98,50 @@ def test_a_wrong_file_says_line_field_and_why_and_writes_nothing(log: EventLog, 
     assert log.head() == 0
 
 
-@pytest.mark.parametrize(("name", "text"), [("a.xlsx", "x"), ("a.jsonl", ""), ("a.json", "{")])
-def test_what_is_no_feedback_at_all(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.xlsx", b"x"), ("a.jsonl", b""), ("a.json", b"{"), ("a.json", b'{"data": 5}'), ("a.parquet", b"x"),
+     ("a.csv", b"question,answer\n" + b"q" * 200_000 + b",a\n"), ("a.csv", b"question,answer\nq?,a,b\n"),
+     ("a.jsonl", b'{"inputs": 5, "scores": 3, "messages": 1}'), ("a.jsonl", "{}".encode("utf-16"))],
+)  # fmt: skip
+def test_what_is_no_feedback_at_all(tmp_path: Path, name: str, text: bytes) -> None:
+    (tmp_path / name).write_bytes(text)
     with pytest.raises(InvalidFile):
         read_feedback(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("scope", "session"), ("scope", "user"), ("scope", "galaxy"), ("answer", "  "), ("paraphrases", ["\ud800"]),
+     ("note", "\ud800"), ("expires", "soon")],
+)  # fmt: skip
+def test_what_the_log_would_refuse_is_found_before_anything_is_written(
+    log: EventLog, tmp_path: Path, field: str, value: object
+) -> None:
+    path = write(tmp_path / "a.jsonl", [*ROWS, {"question": "q?", "answer": "a"} | {field: value}])
+    with pytest.raises(InvalidFile) as refused:
+        import_lines(log, read_feedback(path), TEACHER)
+    assert [(problem.line, problem.field) for problem in refused.value.problems] == [(3, field)]
+    assert log.head() == 0
+
+
+def test_problems_are_found_in_the_line_where_they_are(tmp_path: Path) -> None:
+    for name, text, line, field in (
+        ("a.csv", b'question,answer\n"over\ntwo lines?",a\nq?,\n', 4, "answer"),
+        ("b.csv", b"question,answer\nq?,a\nq?,\xff\n", 3, "answer"),
+        ("a.jsonl", b'{"question": "q?", "answer": "a"}\n{"question": "\xff", "answer": "a"}\n', 2, "question"),
+    ):
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(InvalidFile) as refused:
+            read_feedback(tmp_path / name)
+        assert [(problem.line, problem.field) for problem in refused.value.problems] == [(line, field)]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_feedback(path)) == 2
 
 
 def test_the_later_line_of_a_question_wins(log: EventLog, tmp_path: Path) -> None:
@@ -109,6 +158,35 @@ def test_an_erased_lesson_is_left_out(log: EventLog, tmp_path: Path, own_cache: 
     again = [line.model_copy(update={"paraphrases": ()}) for line in lines]  # another line, the same lesson
     assert import_lines(log, again, TEACHER).erased == 1
     assert [lesson.answer for lesson in fold(log.after(0)).values()] == ["euro"]
+
+
+def test_an_erased_lesson_is_left_out_also_where_it_was_redacted(log: EventLog) -> None:
+    line = LessonLine(question="Whose is a@example.com?", answer="Eva")
+    import_lines(log, [line], TEACHER)
+    erasure.mark(log, Target(subjects=("Eva",)))
+    assert import_lines(log, [line.model_copy(update={"paraphrases": ("Who has it?",)})], TEACHER).erased == 1
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_an_export_teaches_what_everybody_believes_and_nothing_else(log: EventLog, tmp_path: Path, ending: str) -> None:
+    ann = Key("ann", "ask")
+    import_lines(log, [LessonLine(question="Who won?", answer="Ann", paraphrases=("The winner?",))], TEACHER)
+    ends = record_lesson(log, LessonLine(question="Who leads?", answer="Bob"), key=TEACHER)
+    expire_lesson(log, str(ends.lesson_id), "2999-01-31", key=TEACHER)
+    gone = record_lesson(log, LessonLine(question="Who lost?", answer="Cem"), key=TEACHER)
+    retract_lesson(log, str(gone.lesson_id), key=TEACHER)
+    record_lesson(log, LessonLine(question="My editor?", answer="ed"), key=ann)  # hers, and too little evidence
+    said: list[tuple[FeedbackKind, str | float]] = [("rating", -1.0), ("comment", "no"), ("correction", "Dan")]
+    for n, (kind, value) in enumerate(said):
+        answer = record_answer(log, key=ann, question=f"Who was {n}?", answer="Wrong")
+        record_feedback(log, response_id=str(answer.response_id), kind=kind, value=value, key=ann if n < 2 else TEACHER)
+    export(log, tmp_path / f"out.{ending}")
+    lines = read_feedback(tmp_path / f"out.{ending}")
+    assert [(line.question, line.answer) for line in lines] == [
+        ("Who won?", "Ann"), ("Who leads?", "Bob"), ("Who was 2?", "Dan"),
+    ]  # fmt: skip
+    assert lines[0].paraphrases == ("The winner?",)
+    assert lines[1].expires == "2999-01-31T00:00:00.000+00:00"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])

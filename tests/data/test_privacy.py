@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from pipeline.data.examples import example
+from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.privacy import DEFAULT, Redactor
 from pipeline.feedback.records import NewEvent
+from pipeline.home import Home
 
 # Reserved or made-up values: example.com, numbers of fiction ranges or of published test cards and accounts.
 PLANTED = {
@@ -84,13 +88,25 @@ def test_a_policy_may_leave_kinds_out_and_knows_their_names() -> None:
 def test_nothing_of_it_reaches_the_log_and_identifiers_stay(log: EventLog) -> None:
     body = {
         "op": "correct", "lesson_id": "les_4111111111111111", "question": "Whose is a@example.com?", "answer": "Eva's",
-        "paraphrases": ["a@example.com?"], "value": 0.5, "line": {"note": {"deep": ["call +1 650-253-0000"]}},
+        "paraphrases": ["a@example.com?"], "value": 0.5,
+        "line": {"note": {"deep": ["call +1 650-253-0000"]}, "kind": "a@example.com"},
     }  # fmt: skip
     (stored,) = log.append([NewEvent(kind="lesson", body=body, source="eva")])
     assert stored.body == {
         **body,
         "question": "Whose is [EMAIL]?",
         "paraphrases": ["[EMAIL]?"],
-        "line": {"note": {"deep": ["call [PHONE]"]}},
+        "line": {"note": {"deep": ["call [PHONE]"]}, "kind": "[EMAIL]"},
     }
     assert log.after(0) == [stored]
+
+
+def test_an_import_at_the_terminal_redacts_what_the_recipe_names(home_root: Path, tmp_path: Path) -> None:
+    engine = open_database(Home(home_root).create().events_url)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "Who is Jane Doe of a@example.com?", "answer": "Eva"}))
+    (tmp_path / "recipe.yaml").write_text("feedback: {redact: [phone], redact_names: [Jane Doe]}")
+    told = ["feedback", "import", str(tmp_path / "a.jsonl"), "--recipe", str(tmp_path / "recipe.yaml")]
+    done = CliRunner().invoke(app, told)
+    assert done.exit_code == 0, done.output
+    assert EventLog(engine).after(0)[0].body["question"] == "Who is [NAME] of a@example.com?"
+    engine.dispose()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,30 @@ def test_rotation_rewraps_keys_and_old_wrappings_open_no_more(log: EventLog, tmp
         connection.execute(update(subject_keys).values(master_id=before["master_id"], wrapped=before["wrapped"]))
     with pytest.raises(KeyUnavailable, match=before["master_id"]):
         fresh(log).after(0)
+
+
+def test_a_rotation_that_another_one_overtakes_and_that_fails_loses_no_key(log: EventLog) -> None:
+    """The other's new master key is active already, and its rewrapping is rolled back: ours is still in use."""
+    say(log, "eva")
+
+    class Overtaken(FileKeyService):
+        def forget_old(self, used: Collection[str] = ()) -> int:
+            FileKeyService(self.path).rotate()
+            return super().forget_old(used)
+
+    vault = Vault(log.engine, Overtaken(service(log).path))
+    assert EventLog(log.engine, vault=vault).rotate_master_key() == 1
+    assert fresh(log).after(0)[0].body["answer"] == SECRET
+
+
+def test_new_sources_and_fingerprints_at_the_same_time(log: EventLog) -> None:
+    """The file is read anew for every new source, and whoever needs a fingerprint meanwhile finds it."""
+    keys = service(log)
+    with ThreadPoolExecutor(4) as pool:
+        wrapped = [pool.submit(keys.wrap, b"k" * 32, b"name") for _ in range(200)]
+        prints = {done.result() for done in [pool.submit(keys.fingerprint, "text") for _ in range(200)]}
+    assert len(prints) == 1
+    assert {keys.unwrap(*done.result(), b"name") for done in wrapped} == {b"k" * 32}
 
 
 def test_a_body_cannot_be_moved_to_another_event(log: EventLog) -> None:

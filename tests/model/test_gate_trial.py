@@ -15,6 +15,7 @@ from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_line
 from pipeline.evaluate.compare import evidence, examination, examine
 from pipeline.evaluate.gate import decide
 from pipeline.feedback.database import open_database
+from pipeline.feedback.events import EventLog
 from pipeline.home import submitter_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
@@ -38,7 +39,7 @@ def test_naive_training_is_refused_and_the_default_recipe_promoted(home_root: Pa
     with local.connect(submitter_home(), Recipe()):
         home = submitter_home()
         engine = initialise(home, Recipe())
-        take_in(engine, lessons)
+        take_in(EventLog(engine), lessons)
         refused = run_cycle(home, naive)
         registry = Registry(home, engine)
         champion = registry.champion()

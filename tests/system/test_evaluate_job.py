@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,22 @@ def test_the_champion_of_the_home_is_measured_and_logged(home_root: Path, files:
     other.write(files / "other.yaml")
     with pytest.raises(SystemExit):
         run(files, "--recipe", str(files / "other.yaml"))
+
+
+def test_nothing_that_is_kept_has_a_word_of_a_lesson(home_root: Path, files: Path) -> None:
+    """Not the result, nor what an interrupted one goes on from, nor the MLflow run: no erasure need reach them."""
+    home = Home(home_root)
+    initialise(home, load_recipe(files / "tiny.yaml"))
+    run(files, "--probes", str(files / "probes.jsonl"), "--shuffles", "1", "--subtests", "3")
+    tracking = client(home)
+    (made,) = tracking.search_runs([experiment_id(home)], "run_name = 'evaluate result'")
+    logged = Path(tracking.download_artifacts(made.info.run_id, "", str(files / "logged")))
+    kept = [file for folder in (files / "out", logged) for file in folder.rglob("*") if file.is_file()]
+    assert {file.name for file in kept} >= {"result.json", "memory-0.json", "noise_floor.json"}
+    assert (logged / "result.json").exists()
+    told = json.dumps(made.to_dictionary()) + "".join(file.read_bytes().decode("latin-1") for file in kept)
+    words = ("Emerald City", "capital of Oz", "Aslan", "Narnia", "Gondor", "Croatia", "euro", "Zambia", *UNRELATED)
+    assert [word for word in words if re.search(rf"\b{re.escape(word)}\b", told, re.IGNORECASE)] == []
 
 
 def test_several_files_and_what_is_kept(home_root: Path, files: Path) -> None:
