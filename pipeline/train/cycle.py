@@ -97,18 +97,9 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     tell("comparing challenger and champion", 1, 0)
     exam = _examination(home, log, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
-    found = evidence(*outcomes)
-    verdict = decide(found, recipe.gate)
-    measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
     with home.alone():
         _require_open(home, folder, manifest)
-        record_row(folder, manifest.cycle, exam, outcomes[1])
-        known = retained(home.cycles)
-        measures |= {f"cycles_{name}": value for name, value in known.figures().items()}  # learned, forgetting, ...
-        version = _decided(registry, made, trained, manifest, recipe, verdict, measures)
-        draw(known, folder / HEAT_MAP)
-        registry.attach(version, folder / HEAT_MAP)
-        (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
+        version, verdict, measures = _concluded(registry, made, trained, manifest, recipe, exam, outcomes, folder)
         if verdict.promoted:
             erasure.set_state(log, waiting, "done")
         verdict.save(folder / VERDICT)
@@ -231,6 +222,30 @@ def _examine_bundle(recipe: Recipe, folder: str, exam: Examination) -> Outcome:
     os.nice(recipe.scaling.nice)
     torch.set_num_threads(recipe.scaling.threads_per_worker)
     return examine(Answerer.load(Bundle.load(Path(folder))), exam)
+
+
+def _concluded(
+    registry: Registry,
+    made: int | None,
+    trained: FitResult,
+    manifest: Manifest,
+    recipe: Recipe,
+    exam: Examination,
+    outcomes: list[Outcome],
+    folder: Path,
+) -> tuple[int, Verdict, dict[str, Any]]:
+    """Decide, register, and write down what was measured."""
+    found = evidence(*outcomes)
+    verdict = decide(found, recipe.gate)
+    measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
+    record_row(folder, manifest.cycle, exam, outcomes[1])
+    known = retained(folder.parent)
+    measures |= {f"cycles_{name}": value for name, value in known.figures().items()}  # learned, forgetting, ...
+    version = _decided(registry, made, trained, manifest, recipe, verdict, measures)
+    draw(known, folder / HEAT_MAP)
+    registry.attach(version, folder / HEAT_MAP)
+    (folder / EXAM).write_text(json.dumps({"measures": measures}, indent=2), encoding="utf-8")
+    return version, verdict, measures
 
 
 def measures_of(found: Evidence, challenger: Outcome) -> dict[str, Any]:
