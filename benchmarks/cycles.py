@@ -97,7 +97,7 @@ def main() -> None:
     start = Answerer.load(Bundle.initial(recipe))
     before = exam.reference = exam.take(SharedAnswerer(start, exam.store))
     figures: dict[str, Any] = {"none": nothing_done(before, given.cycles)}
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
+    asked = {key: value.name if isinstance(value, Path) else value for key, value in vars(given).items()}
     for name in given.methods:
         figures[name] = run(name, recipe, start, log, exam, given.budget)
         report(name, figures[name])

@@ -25,7 +25,7 @@ def save(path: Path, figures: dict[str, Any]) -> None:
 def circumstances() -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv),
         "revision": revision(),
         "python": platform.python_version(),
         "system": platform.platform(),

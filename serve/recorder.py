@@ -58,11 +58,17 @@ class Recorder:
             return [self._hear_alone(one) for one in said]
 
     def _hear_alone(self, said: Said) -> Receipt | Exception:
-        try:
-            return record_feedbacks(self._log, [said], self._curator)[0]
-        except KeyUnavailable as error:
-            return error
+        heard = readable(lambda: record_feedbacks(self._log, [said], self._curator))
+        return heard if isinstance(heard, Exception) else heard[0]
 
     def _change(self, changes: list[Callable[[], Any]]) -> list[Any]:
         with self._log.together():
-            return [attempt(change) for change in changes]  # each refuses before it writes anything
+            return [readable(change) for change in changes]  # each refuses before it writes anything
+
+
+def readable(work: Callable[[], Result]) -> Result | Exception:
+    """As :func:`attempt`, and the error too where an event that ``work`` rests on cannot be read any more."""
+    try:
+        return attempt(work)
+    except KeyUnavailable as error:
+        return error
