@@ -110,12 +110,13 @@ class Exam:
 
     def __init__(self, log: Log, given: argparse.Namespace) -> None:
         self.log = log
-        unrelated = read_lines(example("replay/unrelated.jsonl"), ProbeLine)
-        self.unrelated = [line.question for line in sample(unrelated, given.unrelated, given.seed)]
+        probes = read_lines(example("retention/probes.jsonl"), RetentionProbe)
+        unrelated = [line.question for line in (*read_lines(example("replay/unrelated.jsonl"), ProbeLine), *probes)]
+        self.unrelated = sample(list(dict.fromkeys(unrelated)), given.unrelated, given.seed)
         taught = {line.question for lines in log for line in lines}
         neighbours = {text for lines in log for line in lines for text in line.neighbours[:1]} - taught
         self.neighbours = sample(sorted(neighbours), given.neighbours, given.seed)
-        self.probes = sample(read_lines(example("retention/probes.jsonl"), RetentionProbe), given.retention, given.seed)
+        self.probes = sample(probes, given.retention, given.seed)
         self.reference: dict[str, Any] | None = None
         self.store = Store()
 
