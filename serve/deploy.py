@@ -18,9 +18,9 @@ from ray.serve.config import ProxyLocation
 
 from pipeline.config import Recipe, ServeSettings
 from pipeline.feedback import erasure
+from pipeline.feedback.compaction import TidySealer
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home, worker_home
 from pipeline.tracking.registry import champion_version
 from pipeline.train.placement import has_room
@@ -72,7 +72,7 @@ class SealerDeployment:
     def __init__(self, nodes: int) -> None:
         self._home = worker_home()
         self._log = EventLog(open_database(self._home.events_url, nodes=nodes))
-        self._sealer = Sealer(self._log, self._home.feedback_table)
+        self._sealer = TidySealer(self._log, self._home.feedback_table)
         self._sealed = 0
         self._task = asyncio.get_running_loop().create_task(self._forever())
 

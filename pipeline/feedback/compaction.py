@@ -22,6 +22,7 @@ from pipeline.feedback.sealer import ATTEMPTS, Sealer, open_table
 from pipeline.feedback.tables import citations
 from pipeline.feedback.tables import events as table
 
+MERGED_AFTER = 256  # commits of a sealer: each makes a file, and a commit costs more the more files there are
 ORPHAN_HOURS = 1  # files of a killed writer, which no commit names: a living one commits within seconds
 _PREDICATE = 400  # ranges in one DELETE
 
@@ -48,6 +49,25 @@ def compact(table_path: str, log: EventLog, settings: FeedbackSettings, *, now: 
     found.cleanup_metadata()
     gone = vacuum(table_path, settings.keep_versions_hours)
     return Compacted(expired, before, _files(table_path), gone)
+
+
+class TidySealer:
+    """A sealer that merges a day's small files after every ``merged_after`` commits, so that a steady trickle of
+    feedback costs tomorrow what it costs today. Old files stay until :func:`compact` vacuums them."""
+
+    def __init__(self, log: EventLog, table_path: str, *, merged_after: int = MERGED_AFTER) -> None:
+        self._sealer, self._path, self._merged_after = Sealer(log, table_path), table_path, merged_after
+        self._commits = 0
+
+    def drain(self, through: int | None = None) -> int:
+        """As :meth:`Sealer.drain`."""
+        written = self._sealer.drain(through)
+        self._commits += written > 0
+        if self._commits >= self._merged_after:
+            today = datetime.now(UTC).date().isoformat()
+            changed(self._path, lambda found: found.optimize.compact(partition_filters=[("ingest_date", "=", today)]))
+            self._commits = 0
+        return written
 
 
 def changed(table_path: str, change: Callable[[DeltaTable], Any]) -> None:

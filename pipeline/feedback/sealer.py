@@ -7,6 +7,7 @@ are stored, so the words in them stay encrypted and the sealer needs no key.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,13 +15,22 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-from deltalake import CommitProperties, DeltaTable, Field, Schema, Transaction, write_deltalake
+from deltalake import (
+    CommitProperties,
+    DeltaTable,
+    Field,
+    PostCommitHookProperties,
+    Schema,
+    Transaction,
+    write_deltalake,
+)
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import Event
 
 APPLICATION = "agm-sealer"
+SEEN_FOR_S = 3600.0  # then it is read anew: of a table that was seen long ago, Delta may have cleaned the log since
 ATTEMPTS = 20  # lost races in a row before giving up: each one lost means that another sealer went forward
 
 _REQUIRED = ("event_id", "kind", "time", "tenant", "scope", "scope_id", "source", "role")
@@ -62,6 +72,8 @@ class Sealer:
         self._log = log
         self._path = str(table_path)
         self._batch = batch
+        self._table: DeltaTable | None = None  # as this sealer saw it last,
+        self._seen = 0.0  # and when
 
     def drain(self, through: int | None = None) -> int:
         """Seal everything committed so far, or up to ``through``; returns the rows that this call wrote.
@@ -77,7 +89,7 @@ class Sealer:
             ) from error
 
     def _drain(self, through: int | None) -> int:
-        table = _open_or_create(self._path)
+        table = self._newest()
         head = self._log.head()  # read after the table, which can therefore not be ahead of its own log
         if _sealed(table) > head:
             raise SealerConflict(f"{self._path} is sealed through seq {_sealed(table)}, this log ends at {head}")
@@ -91,9 +103,19 @@ class Sealer:
                 written, lost = written + len(rows), 0
             elif (lost := lost + 1) == ATTEMPTS:
                 raise SealerConflict(f"{self._path}: {ATTEMPTS} commits in a row lost to other writers")
-            table.update_incremental()
+            else:
+                table.update_incremental()
         self._log.note_sealed(_sealed(table))
+        self._table, self._seen = table, time.monotonic()
         return written
+
+    def _newest(self) -> DeltaTable:
+        """What it saw last and what came since: to read thousands of files' names anew takes longer than a commit."""
+        table, self._table = self._table, None  # an error leaves none: the next drain reads it anew
+        if table is None or time.monotonic() - self._seen > SEEN_FOR_S:
+            return _open_or_create(self._path)
+        table.update_incremental()
+        return table
 
     def sealed_seq(self) -> int:
         """The last ``seq`` in the table; 0 before the first drain."""
@@ -160,7 +182,12 @@ def _commit(table: DeltaTable, rows: Sequence[dict[str, Any]], through: int) -> 
     done = CommitProperties(app_transactions=[Transaction(APPLICATION, through)])
     try:
         write_deltalake(
-            table, _arrow(rows), mode="append", schema_mode="merge" if newer else None, commit_properties=done
+            table,
+            _arrow(rows),
+            mode="append",
+            schema_mode="merge" if newer else None,
+            commit_properties=done,
+            post_commithook_properties=PostCommitHookProperties(cleanup_expired_logs=False),  # compaction's work
         )
     except CommitFailedError:
         return False

@@ -11,13 +11,13 @@ import pytest
 from sqlalchemy.event import listen
 
 from pipeline.config import FeedbackSettings
-from pipeline.feedback.compaction import compact, ranges
+from pipeline.feedback.compaction import TidySealer, compact, ranges
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import Receipt, record_answer, record_feedback
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import NewEvent
-from pipeline.feedback.sealer import Sealer, read_events, sealed_seq
+from pipeline.feedback.sealer import Sealer, open_table, read_events, sealed_seq
 
 NOW = {"keep_versions_hours": 0}
 
@@ -40,6 +40,30 @@ def test_small_files_become_one_and_old_ones_go(log: EventLog, table: str) -> No
     assert read_events(table, log, 0, 99) == log.after(0)
     fill(log, 1)
     assert (Sealer(log, table).drain(), sealed_seq(table)) == (1, 13)
+
+
+def test_a_trickle_of_commits_leaves_few_files(log: EventLog, table: str) -> None:
+    sealer = TidySealer(log, table, merged_after=5)
+    for number in range(1, 13):
+        fill(log, 1)
+        assert sealer.drain() == 1
+        assert sealer.drain() == 0
+        assert sealed_seq(table) == number
+    found = open_table(table)
+    assert found is not None
+    assert len(found.file_uris()) == 1 + 12 - 10
+    assert read_events(table, log, 0, 99) == log.after(0)
+
+
+def test_two_sealers_and_a_compactor_take_turns_on_one_table(log: EventLog, table: str) -> None:
+    one, other = TidySealer(log, table, merged_after=3), Sealer(log, table)
+    for round_ in range(6):
+        fill(log, 2)
+        assert (other if round_ % 2 else one).drain() == 2
+        assert one.drain() == other.drain() == 0
+        compact(table, log, FeedbackSettings(**NOW))
+    assert read_events(table, log, 0, 99) == log.after(0)
+    assert sealed_seq(table) == 12
 
 
 def test_answers_expire_but_not_those_that_somebody_spoke_about(log: EventLog, table: str) -> None:
