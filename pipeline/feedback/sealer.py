@@ -31,6 +31,7 @@ from pipeline.feedback.records import Event
 
 APPLICATION = "agm-sealer"
 SEEN_FOR_S = 3600.0  # then it is read anew: of a table that was seen long ago, Delta may have cleaned the log since
+READ_ANEW_AFTER = 64  # commits: each leaves a piece in what delta-rs holds in memory, and the next takes .1 ms longer
 ATTEMPTS = 20  # lost races in a row before giving up: each one lost means that another sealer went forward
 
 _REQUIRED = ("event_id", "kind", "time", "tenant", "scope", "scope_id", "source", "role")
@@ -74,6 +75,7 @@ class Sealer:
         self._batch = batch
         self._table: DeltaTable | None = None  # as this sealer saw it last,
         self._seen = 0.0  # and when
+        self._commits = 0
 
     def drain(self, through: int | None = None) -> int:
         """Seal everything committed so far, or up to ``through``; returns the rows that this call wrote.
@@ -100,7 +102,9 @@ class Sealer:
             rows = self._log.rows_after(sealed, limit=self._batch, through=goal)
             last = rows[-1]["seq"] if len(rows) == self._batch else goal
             if _commit(table, rows, last):
-                written, lost = written + len(rows), 0
+                written, lost, self._commits = written + len(rows), 0, self._commits + 1
+                if self._commits % READ_ANEW_AFTER == 0:
+                    table = DeltaTable(self._path)
             elif (lost := lost + 1) == ATTEMPTS:
                 raise SealerConflict(f"{self._path}: {ATTEMPTS} commits in a row lost to other writers")
             else:
