@@ -31,7 +31,7 @@ def tiny_search(folder: Path, trials: int, *more: str) -> list[str]:
     return [*files, "--trials", str(trials), "--name", "tiny", "--seed", "3", *more]
 
 
-def check(home: Home, trials: int) -> list[dict[str, object]]:
+def check(home: Home, trials: int, checked: bool = True) -> list[dict[str, object]]:
     """What a finished search leaves; its rows, best first."""
     folder = home.root / "tune" / "tiny"
     rows = json.loads((folder / "trials.json").read_text())
@@ -45,7 +45,7 @@ def check(home: Home, trials: int) -> list[dict[str, object]]:
     assert best.train.learning_rate == pytest.approx(rows[0]["changes"]["train.learning_rate"])
     assert (folder / "learned_against_forgotten.png").stat().st_size > 1000
     assert (folder / "best" / "bundle.json").exists()
-    assert set(json.loads((folder / "check.json").read_text())) == {"default", "best"}
+    assert set(json.loads((folder / "check.json").read_text())) == ({"default", "best"} if checked else set())
     assert not list(home.train_storage.glob("tune-*"))
     runs = client(home).search_runs([experiment_id(home)], "tags.`mlflow.parentRunId` != ''")
     assert sorted(run.info.run_name for run in runs) == sorted(f"trial {row['trial']}" for row in rows)
@@ -56,10 +56,13 @@ def check(home: Home, trials: int) -> list[dict[str, object]]:
 
 @pytest.mark.timeout(1200)
 @pytest.mark.trial
-def test_eight_trials_of_which_some_are_stopped(home_root: Path, tmp_path: Path) -> None:
-    tune_job.main(tiny_search(tmp_path, 8))
-    rows = check(Home(home_root), 8)
-    assert 1 <= sum(row["cycles"] == 2 for row in rows) < 8
+def test_six_trials_of_which_some_are_stopped(
+    home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tune_job.main(tiny_search(tmp_path, 6))
+    rows = check(Home(home_root), 6)
+    assert "on 1 unseen cycle" in capfd.readouterr().out
+    assert 1 <= sum(row["cycles"] == 2 for row in rows) < 6
 
 
 @pytest.mark.timeout(1200)
@@ -91,12 +94,10 @@ def test_a_killed_search_goes_on_with_what_it_has_measured(home_root: Path, tmp_
 def test_a_search_leaves_a_recipe_trials_and_a_plot(
     home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = tiny_search(tmp_path, 1, "--searcher", "model")
+    arguments = tiny_search(tmp_path, 1, "--searcher", "model", "--check", "0")
     tune_job.main(arguments)
-    check(Home(home_root), 1)
-    printed = capfd.readouterr().out
-    assert "agm update --recipe" in printed
-    assert "on 1 unseen cycle" in printed
+    check(Home(home_root), 1, checked=False)
+    assert "agm update --recipe" in capfd.readouterr().out
     with pytest.raises(SystemExit):
         tune_job.main(arguments)
     assert "is finished" in capfd.readouterr().err.replace("\n", " ")
