@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -31,7 +32,7 @@ def tiny_search(folder: Path, trials: int, *more: str) -> list[str]:
     return [*files, "--trials", str(trials), "--name", "tiny", "--seed", "3", *more]
 
 
-def check(home: Home, trials: int, checked: bool = True) -> list[dict[str, object]]:
+def check(home: Home, trials: int, checked: bool = True) -> list[dict[str, Any]]:
     """What a finished search leaves; its rows, best first."""
     folder = home.root / "tune" / "tiny"
     rows = json.loads((folder / "trials.json").read_text())
@@ -56,13 +57,16 @@ def check(home: Home, trials: int, checked: bool = True) -> list[dict[str, objec
 
 @pytest.mark.timeout(1200)
 @pytest.mark.trial
-def test_six_trials_of_which_some_are_stopped(
+def test_a_grid_whose_trials_are_stopped_where_they_fall_behind(
     home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    tune_job.main(tiny_search(tmp_path, 6))
-    rows = check(Home(home_root), 6)
+    space = tmp_path / "space.yaml"
+    space.write_text("memory.strategy: [adaptive, copy, weights]\ntrain.learning_rate: [0.3]\n")
+    tune_job.main(tiny_search(tmp_path, 1, "--searcher", "grid", "--space", str(space)))
+    rows = check(Home(home_root), 3)
+    assert [row["cycles"] for row in rows] == [2, 2, 1]
+    assert rows[-1]["changes"] == {"memory.strategy": "weights", "train.learning_rate": 0.3}
     assert "on 1 unseen cycle" in capfd.readouterr().out
-    assert 1 <= sum(row["cycles"] == 2 for row in rows) < 6
 
 
 @pytest.mark.timeout(1200)
