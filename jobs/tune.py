@@ -66,6 +66,7 @@ def command(
     log = _cycles(lessons, cycles + check, per_cycle)
     with local.connect(home, settings):
         from jobs.entry import bar
+        from pipeline.train.replayed import shipped_prompts
         from pipeline.tuning.search import Search, search
         from pipeline.tuning.sequence import Probes
         from pipeline.tuning.space import default_space, load_space
@@ -76,7 +77,7 @@ def command(
             champion=_champion(home, settings),
             log=log[:cycles],
             check=log[cycles:],
-            probes=Probes(_questions("unrelated")[:UNRELATED], _questions("prompts")),
+            probes=Probes(_unrelated(), shipped_prompts()),
             space=load_space(space, settings) if space else default_space(settings),
             searcher=searcher,
             trials=trials,
@@ -111,8 +112,8 @@ def _champion(home: Home, settings: Recipe) -> Path:
     return champion.folder
 
 
-def _questions(name: str) -> tuple[str, ...]:
-    return tuple(line.question for line in read_lines(example(f"replay/{name}.jsonl"), ProbeLine))
+def _unrelated() -> tuple[str, ...]:
+    return tuple(line.question for line in read_lines(example("replay/unrelated.jsonl"), ProbeLine)[:UNRELATED])
 
 
 def _show(wanted: Search, found: Found) -> None:

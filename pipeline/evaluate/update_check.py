@@ -102,7 +102,7 @@ def _train(home: Home, recipe: Recipe, champion: Any, lessons: Sequence[LessonLi
     folder = home.create().root / "champion"
     champion.save(folder)
     taught = fold(taught_event(line, seq) for seq, line in enumerate(lessons, 1))
-    data = TrainingSet(lesson_items(taught, recipe.train.templates, {}), shipped_prompts())
+    data = TrainingSet(lesson_items(taught, recipe.train.templates, dict.fromkeys(taught, ())), shipped_prompts())
     say("training", recipe.train.epochs, 0)
     started = time.monotonic()
     found = fit(

@@ -57,16 +57,15 @@ class TidySealer:
 
     def __init__(self, log: EventLog, table_path: str, *, merged_after: int = MERGED_AFTER) -> None:
         self._sealer, self._path, self._merged_after = Sealer(log, table_path), table_path, merged_after
-        self._commits = 0
+        self._merged = 0  # of the sealer's commits
 
     def drain(self, through: int | None = None) -> int:
         """As :meth:`Sealer.drain`."""
         written = self._sealer.drain(through)
-        self._commits += written > 0
-        if self._commits >= self._merged_after:
+        if self._sealer.commits - self._merged >= self._merged_after:
             today = datetime.now(UTC).date().isoformat()
             changed(self._path, lambda found: found.optimize.compact(partition_filters=[("ingest_date", "=", today)]))
-            self._commits = 0
+            self._merged = self._sealer.commits
         return written
 
 

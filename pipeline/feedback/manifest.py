@@ -17,7 +17,7 @@ from pipeline.files import write_whole
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
 
-__all__ = ["Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_lessons", "read_events"]
+__all__ = ["Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_history", "cycle_lessons", "read_events"]
 
 ACCEPTED_BELIEF = 0.5
 
@@ -96,9 +96,14 @@ def build_manifest(
     )
 
 
-def cycle_lessons(table_path: str | Path, log: EventLog, manifest: Manifest) -> dict[str, Lesson]:
-    """The manifest's lessons as they stood at its ``to_seq``, from the table version that it names."""
-    lessons = fold(read_events(table_path, log, 0, manifest.to_seq, version=manifest.table_version))
+def cycle_history(table_path: str | Path, log: EventLog, manifest: Manifest) -> list[Event]:
+    """Everything up to the manifest's ``to_seq``, from the table version that it names."""
+    return read_events(table_path, log, 0, manifest.to_seq, version=manifest.table_version)
+
+
+def cycle_lessons(history: Iterable[Event], manifest: Manifest) -> dict[str, Lesson]:
+    """The manifest's lessons as they stood at its ``to_seq``."""
+    lessons = fold(history)
     return {lesson_id: lessons[lesson_id] for lesson_id in manifest.lessons}
 
 

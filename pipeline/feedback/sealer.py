@@ -75,7 +75,7 @@ class Sealer:
         self._batch = batch
         self._table: DeltaTable | None = None  # as this sealer saw it last,
         self._seen = 0.0  # and when
-        self._commits = 0
+        self.commits = 0  # that this sealer has made
 
     def drain(self, through: int | None = None) -> int:
         """Seal everything committed so far, or up to ``through``; returns the rows that this call wrote.
@@ -102,8 +102,8 @@ class Sealer:
             rows = self._log.rows_after(sealed, limit=self._batch, through=goal)
             last = rows[-1]["seq"] if len(rows) == self._batch else goal
             if _commit(table, rows, last):
-                written, lost, self._commits = written + len(rows), 0, self._commits + 1
-                if self._commits % READ_ANEW_AFTER == 0:
+                written, lost, self.commits = written + len(rows), 0, self.commits + 1
+                if self.commits % READ_ANEW_AFTER == 0:
                     table = DeltaTable(self._path)
             elif (lost := lost + 1) == ATTEMPTS:
                 raise SealerConflict(f"{self._path}: {ATTEMPTS} commits in a row lost to other writers")

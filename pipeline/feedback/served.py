@@ -7,7 +7,7 @@ of a longer log it takes the same ones, as far as no newcomer is smaller (bottom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 
 from pipeline.feedback.records import Event
@@ -32,12 +32,6 @@ def served(history: Iterable[Event], lessons: Iterable[Lesson], *, count: int, s
             if key not in taught:
                 drawn.setdefault(key, (sha256(f"{seed}/{key}".encode()).hexdigest(), event.seq))
     return tuple(sorted(seq for _, seq in sorted(drawn.values())[:count]))
-
-
-def questions(history: Sequence[Event], seqs: Iterable[int]) -> dict[int, str]:
-    """The words of those that are still there, by ``seq``."""
-    wanted = set(seqs)
-    return {event.seq: event.body["question"] for event in history if event.seq in wanted}
 
 
 def _agreed(event: Event) -> bool:

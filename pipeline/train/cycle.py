@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from pipeline.evaluate.retention import kept
 from pipeline.feedback import erasure
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons, read_events
+from pipeline.feedback.manifest import Manifest, build_manifest, cycle_history, cycle_lessons
+from pipeline.feedback.records import Event
 from pipeline.feedback.sealer import Sealer, sealed_seq
 from pipeline.home import Home, worker_home
 from pipeline.memory.belief import fold
@@ -88,14 +89,12 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     if not manifest.lessons and not waiting:
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
-    lessons = cycle_lessons(home.feedback_table, log, manifest)
-    if lessons:
-        asked = served_prompts(home, log, manifest, recipe, before)
-        trained = train_on(home, recipe, champion, manifest, training_set(manifest, lessons, recipe, asked), tell)
+    data, exam = _read(home, log, recipe, manifest, before)
+    if manifest.lessons:
+        trained = train_on(home, recipe, champion, manifest, data, tell)
     else:
         trained = forgotten(before, champion, manifest, folder)
     tell("comparing challenger and champion", 1, 0)
-    exam = _examination(home, log, recipe, manifest, lessons)
     outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
     with home.alone():
         _require_open(home, folder, manifest)
@@ -111,7 +110,7 @@ def _require_open(home: Home, folder: Path, manifest: Manifest) -> None:
     """An erasure closes the cycle that runs: what it has trained must not be registered, nor stay on the disk."""
     if (folder / MANIFEST).exists() and Manifest.load(folder / MANIFEST) == manifest:
         return
-    for run in home.train_storage.glob(f"{run_name(manifest)}*"):
+    for run in home.train_storage.glob(f"{run_prefix(manifest)}*"):
         shutil.rmtree(run)
     raise CycleError("feedback was erased while this cycle trained on it; nothing of it was kept: run the update again")
 
@@ -147,7 +146,7 @@ def _written_down(registry: Registry, version: int, verdict: Verdict, manifest: 
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures)
 
 
-def run_name(manifest: Manifest) -> str:
+def run_prefix(manifest: Manifest) -> str:
     return f"cycle-{manifest.cycle:06d}"
 
 
@@ -158,7 +157,7 @@ def train_on(
     return fit(
         home,
         recipe,
-        name=f"{run_name(manifest)}-from-{champion.version}-seq-{manifest.to_seq}",
+        name=f"{run_prefix(manifest)}-from-{champion.version}-seq-{manifest.to_seq}",
         champion=champion.folder,
         data=data,
         through_seq=manifest.to_seq,
@@ -188,11 +187,22 @@ def training_set(manifest: Manifest, lessons: dict[str, Lesson], recipe: Recipe,
     return TrainingSet(items, (*asked.values(), *shipped_prompts()), tuple(asked))
 
 
+def _read(
+    home: Home, log: EventLog, recipe: Recipe, manifest: Manifest, champion: Bundle
+) -> tuple[TrainingSet, Examination]:
+    """What the cycle trains on and what it asks, from one reading of the table; nothing of the rest is kept."""
+    history = cycle_history(home.feedback_table, log, manifest)
+    lessons = cycle_lessons(history, manifest)
+    asked = served_prompts(history, manifest, recipe, champion) if lessons else {}
+    exam = _examination(home, history, recipe, manifest, lessons)
+    return training_set(manifest, lessons, recipe, asked), exam
+
+
 def _examination(
-    home: Home, log: EventLog, recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]
+    home: Home, history: Sequence[Event], recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]
 ) -> Examination:
-    history = fold(read_events(home.feedback_table, log, 0, manifest.from_seq, version=manifest.table_version))
-    held = [x for x in history.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
+    known = fold(event for event in history if event.seq <= manifest.from_seq)
+    held = [x for x in known.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
     earlier = sample(held, EARLIER_LESSONS, manifest.seed)
     before = trained_in([Manifest.load(file) for file in sorted(home.cycles.glob(f"*/{MANIFEST}"))])
     probes = examination(

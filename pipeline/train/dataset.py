@@ -25,22 +25,24 @@ class Item:
 def lesson_items(
     lessons: Mapping[str, Lesson], templates: int, withheld: Mapping[str, Collection[str]]
 ) -> tuple[Item, ...]:
-    """Lessons of the memory in their trained phrasings, but for those that are ``withheld``."""
+    """Lessons of the memory, by their ids, in their trained phrasings, but for those that are ``withheld``."""
     return tuple(
-        Item(lesson.lesson_id, text, lesson.answer)
-        for lesson in lessons.values()
-        for text in phrasings(lesson, templates)[0]
-        if text not in withheld.get(lesson.lesson_id, ())
+        item
+        for lesson_id, lesson in lessons.items()
+        for item in _trained(lesson_id, lesson, templates)
+        if item.question not in withheld[lesson_id]
     )
 
 
 def line_items(lines: Iterable[LessonLine], templates: int) -> tuple[Item, ...]:
     """Lesson lines in their trained phrasings, named as the lesson memory names what everybody is taught."""
     return tuple(
-        Item(slot_id("default", "global", "", line.question), text, line.answer)
-        for line in lines
-        for text in phrasings(line, templates)[0]
+        item for line in lines for item in _trained(slot_id("default", "global", "", line.question), line, templates)
     )
+
+
+def _trained(lesson_id: str, told: Lesson | LessonLine, templates: int) -> list[Item]:
+    return [Item(lesson_id, text, told.answer) for text in phrasings(told, templates)[0]]
 
 
 @dataclass(frozen=True)

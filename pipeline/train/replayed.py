@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import ProbeLine, read_lines
-from pipeline.feedback.events import EventLog
-from pipeline.feedback.manifest import Manifest, read_events
-from pipeline.home import Home
+from pipeline.feedback.manifest import Manifest
+from pipeline.feedback.records import Event
 from pipeline.memory.strategy import EVEN
 from pipeline.memory.types import Viewer
 from pipeline.model.bundle import Bundle
@@ -17,7 +18,7 @@ def shipped_prompts() -> tuple[str, ...]:
     return tuple(line.question for line in read_lines(example("replay/prompts.jsonl"), ProbeLine))
 
 
-def served_prompts(home: Home, log: EventLog, manifest: Manifest, recipe: Recipe, champion: Bundle) -> dict[int, str]:
+def served_prompts(history: Sequence[Event], manifest: Manifest, recipe: Recipe, champion: Bundle) -> dict[int, str]:
     """The manifest's served questions that no lesson answers in other words either, by their rows.
 
     What the lesson memory would answer today is meant to change: to replay it would hold the weights back.
@@ -28,7 +29,6 @@ def served_prompts(home: Home, log: EventLog, manifest: Manifest, recipe: Recipe
     from pipeline.memory.store import LessonMemory
     from pipeline.model.encoder import load_encoder
 
-    history = read_events(home.feedback_table, log, 0, manifest.to_seq, version=manifest.table_version)
     asked = [event for event in history if event.seq in {*manifest.served}]
     memory = LessonMemory(load_encoder(recipe.model.encoder), load_router(champion.router), recipe.memory)
     memory.apply(history)

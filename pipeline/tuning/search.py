@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import ray
 from ray import tune
@@ -40,7 +40,6 @@ ASKED_FILE, OUTCOMES, TRIALS_FILE, RECIPE_FILE, CHECK_FILE, BEST = (
 )  # fmt: skip
 
 SearcherName = Literal["random", "grid", "model"]
-SEARCHERS: tuple[SearcherName, ...] = get_args(SearcherName)
 
 
 class SearchError(RuntimeError):

@@ -17,10 +17,9 @@ from pipeline.evaluate import continual
 from pipeline.evaluate.answers import CachedGenerator
 from pipeline.evaluate.exam import Exam
 from pipeline.evaluate.metrics import Interval
-from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import exact_match
 from pipeline.evaluate.seam import System
-from pipeline.evaluate.stream import BATCH, Timing
+from pipeline.evaluate.stream import Meter, Timing
 from pipeline.evaluate.systems import SYSTEMS, Bench, make_bench
 from pipeline.files import write_whole
 from pipeline.home import Home
@@ -192,8 +191,4 @@ def _lines(log: Log) -> list[LessonLine]:
 
 
 def _ask(system: System, exam: Exam) -> dict[str, str]:
-    questions = exam.questions
-    replies = (
-        (q, reply) for part in batches(questions, BATCH) for q, reply in zip(part, system.ask(part), strict=True)
-    )
-    return {question: reply.text for question, reply in replies}
+    return {question: reply.text for question, reply in Meter().ask(system, exam.questions).items()}

@@ -17,7 +17,7 @@ from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import record_answer, record_feedback, record_lesson
 from pipeline.feedback.keys import Key
-from pipeline.feedback.manifest import cycle_lessons
+from pipeline.feedback.manifest import cycle_history, cycle_lessons
 from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home
 from pipeline.train.cycle import VERDICT, open_cycle
@@ -80,7 +80,7 @@ def cycle(root: str, _name: str) -> None:
     while True:
         done = [json.loads(file.read_text())["to_seq"] for file in home.cycles.glob("*/trained.json")]
         folder, manifest = open_cycle(home, log, max(done, default=0), recipe)
-        lessons = cycle_lessons(home.feedback_table, log, manifest)
+        lessons = cycle_lessons(cycle_history(home.feedback_table, log, manifest), manifest)
         partial = folder / "partial"
         partial.write_text(json.dumps({"to_seq": manifest.to_seq, "lessons": list(lessons)}))
         partial.replace(folder / "trained.json")

@@ -12,7 +12,7 @@ from pipeline.evaluate.protocol import normalise
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import Receipt, record_answer, record_feedback, record_lesson, retract_lesson
 from pipeline.feedback.keys import Key
-from pipeline.feedback.manifest import Manifest, NotSealed, build_manifest, cycle_lessons
+from pipeline.feedback.manifest import Manifest, NotSealed, build_manifest, cycle_history, cycle_lessons
 from pipeline.feedback.sealer import Sealer
 
 TEACHER = Key("tim", "teach")
@@ -55,7 +55,10 @@ def test_every_accepted_lesson_is_listed_and_every_other_has_a_reason(log: Event
     assert "scope user" in reasons[own]
     # What one asker said is evidence for everybody, but not enough of it.
     assert any(reason.startswith("belief 0.33") for reason in reasons.values())
-    assert {lesson.answer for lesson in cycle_lessons(table, log, made).values()} == {"Astana", "Yaccarino"}
+    assert {lesson.answer for lesson in cycle_lessons(cycle_history(table, log, made), made).values()} == {
+        "Astana",
+        "Yaccarino",
+    }
 
 
 def test_lessons_that_enough_askers_agree_on_are_trained(log: EventLog, table: Path) -> None:
@@ -65,7 +68,7 @@ def test_lessons_that_enough_askers_agree_on_are_trained(log: EventLog, table: P
             log, response_id=str(answer.response_id), kind="correction", value="Astana", key=Key(name, "ask")
         )
     made = manifest(log, table)
-    (lesson,) = cycle_lessons(table, log, made).values()
+    (lesson,) = cycle_lessons(cycle_history(table, log, made), made).values()
     assert (lesson.answer, lesson.scope) == ("Astana", "global")
 
 
@@ -103,7 +106,7 @@ def test_no_withheld_phrasing_is_trained(log: EventLog, table: Path) -> None:
     teach(log, "Capital of Kazakhstan?", "Astana", "Kazakhstan is governed from where?", "Which city rules Kazakhstan?")
     teach(log, "What is the currency of Croatia?", "euro")
     made = manifest(log, table)
-    for lesson_id, lesson in cycle_lessons(table, log, made).items():
+    for lesson_id, lesson in cycle_lessons(cycle_history(table, log, made), made).items():
         trained, withheld = phrasings(lesson)
         assert made.withheld[lesson_id] == tuple(withheld)
         assert withheld

@@ -14,7 +14,7 @@ from pipeline.feedback.erasure import Target
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import record_answer, record_feedback, record_lesson
 from pipeline.feedback.keys import Key
-from pipeline.feedback.manifest import Manifest, build_manifest, cycle_lessons
+from pipeline.feedback.manifest import Manifest, build_manifest, cycle_history, cycle_lessons
 from pipeline.feedback.records import Event
 from pipeline.feedback.sealer import Sealer
 from pipeline.feedback.served import served
@@ -83,9 +83,10 @@ def test_what_a_lesson_answers_in_other_words_is_not_replayed(log: EventLog, hom
     record_lesson(log, LessonLine(question="What is the capital of Kazakhstan?", answer="Astana"), key=TEACHER)
     made = manifest(log, Path(home.feedback_table))
     assert len(made.served) == 2
-    asked = served_prompts(home, log, made, recipe, Bundle.initial(recipe))
+    history = cycle_history(home.feedback_table, log, made)
+    asked = served_prompts(history, made, recipe, Bundle.initial(recipe))
     assert asked == {hamlet.seq: "Who wrote Hamlet?"}
-    data = training_set(made, cycle_lessons(home.feedback_table, log, made), recipe, asked)
+    data = training_set(made, cycle_lessons(history, made), recipe, asked)
     assert data.replay == ("Who wrote Hamlet?", *shipped_prompts())
     assert data.rows == (hamlet.seq,)
 
