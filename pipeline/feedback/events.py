@@ -10,7 +10,7 @@ import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, RowMapping, bindparam, insert, select, update
@@ -30,10 +30,13 @@ MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigab
 _COUNTER = sequence.c.name == "events"
 LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
 _ADVANCE = update(sequence).where(_COUNTER).values(value=bindparam("head"))
-_SEALED = select(sequence.c.value).where(sequence.c.name == "sealed")
+_SEALED = select(sequence.c.value).where(sequence.c.name == "sealed").scalar_subquery()
+_HEAD = select(sequence.c.value, _SEALED).where(_COUNTER).with_for_update()
 _KNOWN = STORED.where(table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
 _ERASED = select(tombstones.c.fingerprint).where(tombstones.c.fingerprint.in_(NAMES))
 _TEXTS = ("event_id", "time", "tenant", "scope_id", "source", "feedback_id", "response_id")
+
+_JSON = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 _Group = tuple[str, str]  # (tenant, feedback_id)
 
@@ -47,9 +50,10 @@ class Backpressure(RuntimeError):  # noqa: N818
 
 
 class _Prepared(NamedTuple):
-    """An event as it will be returned, with its body's JSON."""
+    """An event, its redacted body as it will be returned, and that body's JSON."""
 
     event: NewEvent
+    clean: dict[str, Any]
     body: str
 
 
@@ -60,7 +64,10 @@ class _Append:
     prepared: list[_Prepared]
     result: list[Event] | BaseException | None = None
     leads: bool = False
-    woken: threading.Event = field(default_factory=threading.Event)
+    wake: threading.Lock = field(default_factory=threading.Lock)  # held until then: a quarter of an Event's cost
+
+    def __post_init__(self) -> None:
+        self.wake.acquire()
 
 
 class EventLog(EventReader):
@@ -111,7 +118,7 @@ class EventLog(EventReader):
             mine.leads = not self._writing
             self._writing = True
         if not mine.leads:
-            mine.woken.wait()
+            mine.wake.acquire()
         if mine.leads:
             self._write_group()
         if isinstance(mine.result, BaseException):
@@ -155,27 +162,27 @@ class EventLog(EventReader):
         for append in heirs:
             append.leads = True
         for append in (*heirs, *group):
-            append.woken.set()
+            append.wake.release()
 
     def _prepared(self, events: Sequence[NewEvent]) -> list[_Prepared]:
         """Redacted and checked in the caller's own thread, so that one bad event fails nobody else's."""
         prepared = []
         for event in events:
-            clean = replace(event, body=self.redactor.body(event.body))
-            body = body_text(clean.body)
+            clean = self.redactor.body(event.body)
+            body = body_text(clean)
             for name in _TEXTS:
-                check_text(name, getattr(clean, name))
-            check_text("lesson_id", _lesson_id(clean))
+                check_text(name, getattr(event, name))
+            check_text("lesson_id", _lesson_id(event))
             check_text("body", body)
-            prepared.append(_Prepared(clean, body))
+            prepared.append(_Prepared(event, clean, body))
         return prepared
 
     def _append_all(
         self, connection: Connection, appends: Sequence[Sequence[_Prepared]]
     ) -> list[list[Event] | Exception]:
         """One result per append, in order; each sees the ones before it."""
-        seq = connection.execute(LOCKED_HEAD).scalar_one()
-        self._check_backlog(connection, seq)
+        seq, sealed = connection.execute(_HEAD).one()
+        self._check_backlog(seq, sealed)
         everything = [prepared.event for append in appends for prepared in append]
         stored = self._known(connection, everything)
         erased = self._erased(connection, {group for group in map(_group, everything) if group} - stored.keys())
@@ -192,8 +199,7 @@ class EventLog(EventReader):
             connection.execute(_ADVANCE, {"head": seq + len(writing)})
         return results
 
-    def _check_backlog(self, connection: Connection, head: int) -> None:
-        sealed = connection.execute(_SEALED).scalar()
+    def _check_backlog(self, head: int, sealed: int | None) -> None:
         if sealed is not None and head - sealed > self.max_backlog:
             raise Backpressure(
                 f"{head - sealed} events wait to be sealed, at most {self.max_backlog} may: see why the feedback "
@@ -217,7 +223,7 @@ class EventLog(EventReader):
                 result.extend(() if group in returned else stored[group])
                 returned.add(group)
                 continue
-            event = Event(**{**_fields(prepared.event), "seq": seq + len(writing) + 1})
+            event = Event(**{**vars(prepared.event), "body": prepared.clean, "seq": seq + len(writing) + 1})
             siblings = own.setdefault(group, []) if group else []
             writing.append((event, prepared.body, len(siblings)))
             siblings.append(event)
@@ -293,10 +299,6 @@ class EventLog(EventReader):
             connection.execute(update(sequence).where(row, sequence.c.value < seq).values(value=seq))
 
 
-def _fields(event: NewEvent) -> dict[str, Any]:
-    return {name: value for name, value in vars(event).items() if name != "seq"}
-
-
 def _group(event: NewEvent) -> _Group | None:
     return None if event.feedback_id is None else (event.tenant, event.feedback_id)
 
@@ -314,4 +316,4 @@ def cited_lessons(event: NewEvent) -> list[str]:
 
 def body_text(body: dict[str, Any]) -> str:
     """The body as it is encrypted: JSON, in which a NUL of the user's text is only an escape."""
-    return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return _JSON.encode(body)

@@ -16,13 +16,16 @@ from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 
 from pipeline.feedback.records import utc_now
 from pipeline.feedback.tables import subject_keys
 
 MARK = "agm1"  # first part of an encrypted body; a body from before encryption is JSON and begins with "{"
 NONCE_BYTES = 12
+_KEYS_OF = select(
+    subject_keys.c.subject, subject_keys.c.key_id, subject_keys.c.master_id, subject_keys.c.wrapped
+).where(subject_keys.c.subject.in_(bindparam("subjects", expanding=True)))
 _CHUNK = 500  # identifiers in one IN (...): below every driver's limit on bound values
 
 Subject = tuple[str, str]  # (tenant, source)
@@ -64,9 +67,9 @@ class Vault:
         names = {_digest(subject): subject for subject in sorted(set(subjects))}
         found: dict[Subject, str] = {}
         for part in chunks([*names]):
-            for row in connection.execute(select(subject_keys).where(subject_keys.c.subject.in_(part))).mappings():
-                found[names[row["subject"]]] = row["key_id"]
-                self._remember(row["key_id"], row["master_id"], row["wrapped"])
+            for subject, *key in connection.execute(_KEYS_OF, {"subjects": part}):
+                found[names[subject]] = key[0]
+                self._remember(*key)
         new = [self._new_key(digest) for digest, subject in names.items() if subject not in found]
         if new:
             connection.execute(insert(subject_keys), new)
