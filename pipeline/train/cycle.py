@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,13 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
     data, exam = _read(home, log, recipe, manifest, before)
-    if manifest.lessons:
-        trained = train_on(home, recipe, champion, manifest, data, tell)
-    else:
-        trained = forgotten(before, champion, manifest, folder)
-    tell("comparing challenger and champion", 1, 0)
-    outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
+    with _open_or_said(home, folder, manifest):
+        if manifest.lessons:
+            trained = train_on(home, recipe, champion, manifest, data, tell)
+        else:
+            trained = forgotten(before, champion, manifest, folder)
+        tell("comparing challenger and champion", 1, 0)
+        outcomes = compare_on_cluster(home, recipe, [champion.folder, trained.bundle], exam)
     with home.alone():
         _require_open(home, folder, manifest)
         version, verdict, measures = _concluded(registry, made, trained, manifest, recipe, exam, outcomes, folder)
@@ -104,6 +106,16 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
         verdict.save(folder / VERDICT)
     tell("decided", 1, 1)
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
+
+
+@contextmanager
+def _open_or_said(home: Home, folder: Path, manifest: Manifest) -> Iterator[None]:
+    """An erasure takes the files away that the cycle works with: what then fails says so, not which file is missing."""
+    try:
+        yield
+    except Exception:
+        _require_open(home, folder, manifest)
+        raise
 
 
 def _require_open(home: Home, folder: Path, manifest: Manifest) -> None:

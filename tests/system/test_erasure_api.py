@@ -92,22 +92,21 @@ def test_a_cycle_that_trains_on_what_is_erased_meanwhile_registers_nothing(
     recipe = recipe.with_changes({"train.epochs": 2, "scaling.workers": 1, "gate.new_lessons_margin": 1.0})
     with local.connect(home, recipe):
         log = EventLog(engine := initialise(home, recipe))
-        for question, answer in LESSONS:
-            lesson_id = record_lesson(
-                log, LessonLine(question=question, answer=answer), key=Key("tim", "teach")
-            ).lesson_id
+        taught = [
+            record_lesson(log, LessonLine(question=question, answer=answer), key=Key("tim", "teach")).lesson_id
+            for question, answer in LESSONS
+        ]
+        for moment in ("training", "comparing challenger and champion"):
+            lesson_id = str(taught.pop())
 
-        erased: list[str | None] = []
+            def say(stage: str, _total: int, done: int, moment: str = moment, lesson_id: str = lesson_id) -> None:
+                if (stage, done) == (moment, 0):
+                    erase(home, log, Target(lessons=(lesson_id,)))
 
-        def say(stage: str, _total: int, _done: int) -> None:
-            if stage == "training" and not erased:
-                erased.append(lesson_id)
-                erase(home, log, Target(lessons=(str(lesson_id),)))
-
-        with pytest.raises(CycleError, match="erased while this cycle trained"):
-            run_cycle(home, recipe, say=say)
-        assert Registry(home, engine).versions() == [1]
-        assert list(home.train_storage.glob("cycle-*")) == []
+            with pytest.raises(CycleError, match="erased while this cycle trained"):
+                run_cycle(home, recipe, say=say)
+            assert Registry(home, engine).versions() == [1]
+            assert list(home.train_storage.glob("cycle-*")) == []
         again = run_cycle(home, recipe)
-        assert (again.cycle, len(again.manifest.lessons)) == (1, len(LESSONS) - 1)
+        assert (again.cycle, len(again.manifest.lessons)) == (1, len(taught))
         engine.dispose()
