@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 RecipePath = Annotated[
@@ -29,6 +38,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 Url = Annotated[str, typer.Option(envvar="AGM_URL", help="the endpoint")]
 
 OUR_PACKAGES = ("pipeline", "serve", "jobs")
+LINE_EVERY_S = 30.0
 MISTAKE = 2  # the exit code of whoever has to change something and try again
 
 console = Console()
@@ -74,11 +84,34 @@ def run(command: Any, argv: list[str] | None, *, program: str) -> None:
 
 
 def bar() -> Progress:
-    """Progress of long work: what is being done, how far it is, how long it has taken."""
-    return Progress(
+    """Progress of long work: what is being done, how far it is, how long it has taken, how long it may take yet."""
+    kind = Progress if console.is_terminal else _Lines
+    return kind(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"),
-        TimeElapsedColumn(), console=console, transient=False,
+        TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=False), console=console, transient=False,
     )  # fmt: skip
+
+
+class _Lines(Progress):
+    """Where nothing draws bars, as in a cluster job's log: a line for what is new, twice a minute at most."""
+
+    _told = float("-inf")
+
+    def update(self, task_id: TaskID, **changed: Any) -> None:
+        super().update(task_id, **changed)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        task, now = self._tasks[task_id], self.get_time()
+        if now - self._told < LINE_EVERY_S or task.total is None:
+            return
+        self._told = now
+        took = timedelta(seconds=round(task.elapsed or 0))
+        self.console.print(f"{task.description}: {task.completed:g}/{task.total:g}, {took}", highlight=False)
 
 
 def mistake(error: BaseException | None) -> str | None:
