@@ -91,7 +91,7 @@ def test_what_a_lesson_answers_in_other_words_is_not_replayed(log: EventLog, hom
     assert data.rows == (hamlet.seq,)
 
 
-def test_an_erased_question_leaves_training_sets_and_manifests(log: EventLog, home: Home) -> None:
+def test_an_erased_question_leaves_training_sets_and_manifests(log: EventLog, home: Home, own_cache: Path) -> None:
     gone, kept = ask(log, "Does Jane Doe live in Oz?"), ask(log, "Who wrote Hamlet?", key=Key("bob", "ask"))
     made = manifest(log, Path(home.feedback_table))
     for cycle, rows in ((1, made.served), (2, (kept.seq,))):
