@@ -19,6 +19,7 @@ from pipeline.memory.context import with_lessons
 from pipeline.memory.mixture import Mixture, mixture_of
 from pipeline.memory.policy import Choice, Policy, shipped_policy
 from pipeline.memory.state import SHOWN, form_of, relevant, state_of
+from pipeline.memory.tense import asks_earlier
 from pipeline.memory.types import Reading, SlotWeight, question_key
 
 CITED = 0.01  # a slot with less weight is not worth a citation
@@ -44,6 +45,11 @@ class Situation:
     def verbatim(self) -> bool:
         """Whether a lesson applies confidently and the question is asked in its own words."""
         return self.confident and question_key(self.question) == question_key(self.reading.slots[0].question)
+
+    @property
+    def earlier(self) -> bool:
+        """Whether the question asks how it was before what the likeliest lesson says."""
+        return bool(self.reading.slots) and asks_earlier(self.question, self.reading.slots[0].question)
 
     @property
     def settled(self) -> bool:
@@ -141,9 +147,12 @@ STRATEGIES: dict[str, Strategy] = {"weights": WEIGHTS, "copy": COPY, "context": 
 def possible(asked: Situation) -> dict[str, Plan]:
     """What :class:`Adaptive` chooses from, by name.
 
-    Nothing is copied that more likely than not does not apply: where the model is unsure of its own answer, a small
-    share of the mixture would decide, and a neighbour of the lesson would get the lesson's answer.
+    No lesson says how it was before. And nothing is copied that more likely than not does not apply: where the model
+    is unsure of its own answer, a small share of the mixture would decide, and a neighbour of the lesson would get the
+    lesson's answer.
     """
+    if asked.earlier:
+        return {"weights": WEIGHTS.plan(asked)}
     copies = asked.confident or asked.reading.gate >= EVEN
     arms = ARMS if copies else (WEIGHTS, CONTEXT)
     return {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in arms)}
