@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch import Tensor
 from pipeline.memory.features import Pair, WordTable, features
 from pipeline.memory.pair_encoder import STYLES, PairEncoders, load_pair_encoders, style
 from pipeline.memory.types import question_key
+from pipeline.memory.typos import Mender
 
 SAME_WORDS = 12.0  # log-odds of a question that is written like the lesson
 NO_RIVAL = -6.0  # what the pair encoder says of a rival that is not there
@@ -60,6 +62,7 @@ class TrainedRouter:
         self._open = float(tensors["open"][0])  # log-odds of the first head under which nothing is read closely
         tokenizer = pair_encoders.tokenizer
         self._table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
+        self._mender = Mender(lambda word: tokenizer.encode(word, add_special_tokens=False))
 
     def score(self, pairs: Sequence[Pair]) -> LogOdds:
         scores = np.full(len(pairs), UNSCORED)
@@ -71,7 +74,8 @@ class TrainedRouter:
             scores[rest] = self._compare([pairs[row] for row in rest])
         return scores
 
-    def _compare(self, pairs: list[Pair]) -> LogOdds:
+    def _compare(self, asked: list[Pair]) -> LogOdds:
+        pairs = [replace(pair, question=self._mender.mended(pair.question, pair.phrasing)) for pair in asked]
         inputs = features(pairs, self._table)
         first = self._first(inputs)
         rows = close_rows(pairs, first, self._open)
