@@ -46,10 +46,10 @@ def recipe(kind: str, seed: int, epochs: int) -> Recipe:
             "train.seed": seed,
             "train.epochs": epochs,
             "train.learning_rate": 3e-3,
-            "train.decay": 0.05,
+            "train.decay": 0.02,
             "train.replay_ratio": 0.0,
             "train.recall.episodes": 160,
-            "train.recall.pairs": (16, 32, 64, 128),
+            "train.recall.pairs": (16, 32, 64, 128, 256),
         }
     )
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=48, help="of 10 steps of 16 episodes")
+    parser.add_argument("--epochs", type=int, default=60, help="of 10 steps of 16 episodes")
     parser.add_argument("--episodes", type=int, default=8, help="examined at each number of pairs")
     parser.add_argument("--out", type=Path, default=OUT)
     wanted = parser.parse_args()

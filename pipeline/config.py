@@ -95,7 +95,7 @@ class RecallSettings(Settings):
     overwritten: float = Field(0.25, ge=0, le=1, description="share of the keys that is told twice")
     questions: int = Field(64, ge=1, description="asked of an episode, at most")
     episodes: int = Field(320, ge=1, description="in an epoch, each drawn afresh")
-    write_cost: float = Field(0.1, ge=0, description="of a token's write rate: slots and their noise are not free")
+    write_cost: float = Field(0.03, ge=0, description="of a token's write rate: slots and their noise are not free")
 
 
 class LoraSettings(Settings):

@@ -31,8 +31,8 @@ class NativeSettings:
     layers: Sequence[int]  # decoder layers, from 0
     d: int  # width of addresses and values
     kernel: int = 3  # tokens that one address speaks of
-    threshold: float = 0.9  # similarity at or below which a slot yields to the null slot
-    temperature: float = 0.02
+    threshold: float = 0.95  # similarity at or below which a slot yields to the null slot
+    temperature: float = 0.01
     top_k: int = 8
     floor: float = 0.5  # a token that would write less than this opens no slot
 
