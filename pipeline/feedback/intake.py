@@ -12,6 +12,7 @@ from pipeline.evaluate.protocol import Message
 from pipeline.feedback.curation import Curator
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.keys import Key
+from pipeline.feedback.meaning import correction, rating
 from pipeline.feedback.records import HELD, Event, NewEvent, attempt, new_id, utc_now, with_the_sound
 from pipeline.feedback.served import STORE
 from pipeline.feedback.standing import NotAllowed, owns, speaker, standing
@@ -19,11 +20,7 @@ from pipeline.memory.belief import slot_id
 from pipeline.memory.types import NARROWER, Lesson, moment
 
 FeedbackKind = Literal["rating", "correction", "comment"]
-# A correction rewrites the lesson that its answer came from only if that lesson surely is about the same fact; below,
-# it opens a lesson of its own, because rewriting a neighbour would break what was right.
-CORRECTED_WEIGHT = 0.9
 NOW = "now"
-RATED_WEIGHT = 0.5  # a rating is about the lesson that had more than half of the weight
 
 # Fields of a lesson line that a lesson event has a place of its own for; everything else is kept under "line".
 _LESSON_FIELDS = {"question", "answer", "paraphrases", "previous", "date", "expires"}
@@ -138,7 +135,7 @@ def record_feedbacks(log: EventLog, said: Sequence[Said], curator: Curator | Non
     """The same for many in one transaction: each has its receipt, or what was refused of it alone."""
     with log.together():
         answered = log.responses(one.response_id for one in said)
-        caused = [attempt(_caused, one, answered.get(one.response_id)) for one in said]
+        caused = [attempt(_caused, log, one, answered.get(one.response_id)) for one in said]
         return with_the_sound(caused, partial(_stored, log, curator))
 
 
@@ -148,7 +145,7 @@ def _stored(log: EventLog, curator: Curator | None, caused: list[list[NewEvent]]
     return [had if isinstance(had, Exception) else _receipt(events, had) for events, had in stored]
 
 
-def _caused(said: Said, answered: Event | None) -> list[NewEvent]:
+def _caused(log: EventLog, said: Said, answered: Event | None) -> list[NewEvent]:
     """The feedback event, and the lesson event where there is one."""
     checked = _checked_value(said.kind, said.value)
     if answered is None or answered.tenant != said.key.tenant:
@@ -159,7 +156,11 @@ def _caused(said: Said, answered: Event | None) -> list[NewEvent]:
     if said.kind == "rating" and "choice" in answered.body:
         told["choice"] = answered.body["choice"]
     body = {"kind": said.kind, "value": checked, "tags": list(said.tags), **told}
-    lesson = _lesson_body(answered, said.kind, checked, place)
+    lesson = None
+    if isinstance(checked, str) and said.kind == "correction":
+        lesson = correction(log, answered, checked, place)
+    elif isinstance(checked, float):
+        lesson = rating(answered, checked)
     caused = [] if lesson is None else [NewEvent(kind="lesson", body=lesson, **place)]
     return [NewEvent(kind="feedback", body=body, **place), *caused]
 
@@ -360,31 +361,3 @@ def _checked_value(kind: FeedbackKind, value: str | float | None) -> str | float
     if not isinstance(value, str) or not value.strip() or len(value) > MAX_TEXT:
         raise ValueError(f"value = {value!r:.80}: a {kind} is text of 1 to {MAX_TEXT} characters")
     return value.strip()
-
-
-def _lesson_body(
-    answered: Event, kind: FeedbackKind, value: str | float, place: dict[str, Any]
-) -> dict[str, Any] | None:
-    """What the feedback means for the memory: nothing for a comment, or for a rating of an answer without a lesson."""
-    if kind == "correction":
-        question = answered.body["question"]
-        own = slot_id(answered.tenant, place["scope"], place["scope_id"], question)
-        return {
-            "op": "correct",
-            "lesson_id": own if place["scope"] == "session" else _cited(answered, CORRECTED_WEIGHT) or own,
-            "question": question,
-            "answer": value,
-            "previous": answered.body["answer"],
-            "paraphrases": [],
-            "date": None,
-            "expires": None,
-        }
-    if kind == "rating" and (cited := _cited(answered, RATED_WEIGHT)) is not None:
-        told = {name: answered.body[name] for name in ("question", "answer")}
-        return {"op": "rate", "lesson_id": cited, **told, "value": value}
-    return None
-
-
-def _cited(answered: Event, more_than: float) -> str | None:
-    lessons = [lesson for lesson in answered.body.get("lessons", ()) if lesson["weight"] > more_than]
-    return max(lessons, key=lambda lesson: lesson["weight"])["lesson_id"] if lessons else None

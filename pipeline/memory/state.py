@@ -123,6 +123,12 @@ def is_yes_no(question: str) -> bool:
     return bool(_YES_NO.search(question.strip()))
 
 
+def names_subject(question: str, lesson: str) -> bool:
+    """Whether a question has the most surprising word of a lesson's own question, a typo counting as the word."""
+    known = _table().words(lesson)
+    return _has(_rarest(known), _table().words(question)) >= NAMED
+
+
 def log_odds(share: float) -> float:
     """log(p / (1 - p)), held within 20 either way."""
     if share <= 0 or share >= 1:
@@ -140,8 +146,11 @@ def _evidence(question: str, reading: Reading) -> list[Evidence]:
 
 def _compare(asked: Words, slot: SlotWeight) -> Evidence:
     known, answer = _table().words(slot.question), _table().words(slot.answer)
-    rarest = max(known, key=lambda word: known[word], default="")
-    return Evidence(slot, _covered(known, asked), _has(rarest, asked), _covered(answer, asked))
+    return Evidence(slot, _covered(known, asked), _has(_rarest(known), asked), _covered(answer, asked))
+
+
+def _rarest(words: Words) -> str:
+    return max(words, key=lambda word: words[word], default="")
 
 
 def _linked(question: str, near: list[Evidence], bearing: list[Evidence]) -> list[Evidence]:

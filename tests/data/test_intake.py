@@ -99,12 +99,22 @@ def test_the_same_question_in_the_same_scope_is_the_same_lesson(log: EventLog) -
     assert first.lesson_id == second.lesson_id != elsewhere.lesson_id
 
 
-@pytest.mark.parametrize(("weight", "same"), [(0.95, True), (0.9, False), (0.6, False)])
+@pytest.mark.parametrize(
+    ("question", "strategy", "weight", "same"),
+    [
+        ("What do they pay with in Zagreb?", "copy", 0.95, True),
+        ("Croatia pays in which currency?", "copy", 0.9, True),
+        ("What do they pay with in Zagreb?", "copy", 0.9, False),  # the lesson's rarest word is missing
+        ("Croatia pays in which currency?", "context", 0.9, False),
+        ("Croatia pays in which currency?", "copy", 0.6, False),
+    ],
+)
 def test_correcting_an_answer_that_came_from_a_lesson_corrects_that_lesson(
-    log: EventLog, weight: float, same: bool
+    log: EventLog, question: str, strategy: str, weight: float, same: bool
 ) -> None:
     taught = record_lesson(log, LessonLine(question=QUESTION, answer="kuna"), key=TEACHER)
-    response = answered(log, question="Croatia pays in what?", lessons={taught.lesson_id: weight, "les_other": 0.1})
+    cited = {taught.lesson_id: weight, "les_other": 0.04}
+    response = answered(log, question=question, strategy=strategy, lessons=cited)
     corrected = record_feedback(log, response_id=response, kind="correction", value="euro", key=TEACHER)
     assert (corrected.lesson_id == taught.lesson_id) is same
     slots = fold(log.after(0))
