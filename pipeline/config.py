@@ -139,6 +139,12 @@ class TrainSettings(Settings):
         1, ge=0, description="other prompts at which a memory slot is made to speak, so that it needs no own wording"
     )
     replay_weight: float = Field(1.0, ge=0, description="weight of KL(champion || challenger) on replayed prompts")
+    replay_lessons: int = Field(
+        0, ge=0, description="lessons of earlier cycles that a cycle on feedback trains again, at most"
+    )
+    replay_choice: Literal["uniform", "balanced", "forgetting"] = Field(
+        "uniform", description="all of them alike, all earlier cycles alike, or rather what was seen to be forgotten"
+    )
     penalty: Literal["none", "l2", "ewc"] = Field(
         "none", description="holds trained weights near their start: all alike, or by how much the champion needs them"
     )
@@ -306,6 +312,11 @@ class Recipe(Settings):
         if self.train.replay_ratio == 0 and self.train.replay_weight not in (0.0, 1.0):
             raise ValueError(
                 "train.replay_weight has no effect while train.replay_ratio is 0: raise the ratio or drop the weight"
+            )
+        if self.train.replay_lessons == 0 and self.train.replay_choice != "uniform":
+            raise ValueError(
+                f"train.replay_choice = {self.train.replay_choice!r} has no effect while train.replay_lessons is 0: "
+                "say how many lessons, or drop the choice"
             )
         self._fits_the_workers()
         return self

@@ -29,6 +29,7 @@ class Examination:
     withheld: tuple[Asked, ...] = ()
     earlier: tuple[Asked, ...] = ()
     earlier_cycles: tuple[int, ...] = ()  # that trained each of them
+    earlier_lessons: tuple[str, ...] = ()  # their ids
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def _erase_cycles(home: Home, plan: Plan, done: Erased) -> None:
         if not (file.parent / "verdict.json").exists():
             shutil.rmtree(file.parent)
             done.files.append(str(file.parent))
-        elif gone & {*manifest.lessons, *(d.lesson_id for d in manifest.dropped)} or rows & {*manifest.served}:
+        elif gone & {*manifest.trained, *(d.lesson_id for d in manifest.dropped)} or rows & {*manifest.served}:
             clean = manifest.model_copy(
                 update={
                     "served": tuple(row for row in manifest.served if row not in rows),
@@ -120,7 +120,7 @@ def _erase_cycles(home: Home, plan: Plan, done: Erased) -> None:
                 }
             )
             clean.save(file)
-            if gone & {*manifest.lessons}:
+            if gone & {*manifest.trained}:
                 done.cycles.append(manifest.cycle)
 
 

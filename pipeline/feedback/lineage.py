@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.feedback.curation import review_id
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import UnknownResponse
-from pipeline.feedback.manifest import Manifest
+from pipeline.feedback.manifest import manifests
 from pipeline.feedback.records import Event
 from pipeline.home import Home
 from pipeline.memory.belief import SHARED, evidence_for, slot_id
@@ -178,14 +178,13 @@ def _node(name: str) -> str:
 def _cycles(home: Home, log: EventLog, lessons: Iterable[str] | None = None) -> list[CycleUse]:
     """Every cycle with the lessons that it trained, or those of them that are in ``lessons``."""
     versions = promotions.versions_by_cycle(log.engine)
-    manifests = [Manifest.load(file) for file in sorted(home.cycles.glob("*/manifest.json"))]
     wanted = None if lessons is None else set(lessons)
     return [
         CycleUse(
             m.cycle, versions.get(m.cycle), m.from_seq, m.to_seq,
-            tuple(i for i in m.lessons if wanted is None or i in wanted),
+            tuple(i for i in m.trained if wanted is None or i in wanted),
         )
-        for m in manifests
+        for m in manifests(home.cycles)
     ]  # fmt: skip
 
 

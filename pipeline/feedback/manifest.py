@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -17,9 +17,19 @@ from pipeline.files import write_whole
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
 
-__all__ = ["Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_history", "cycle_lessons", "read_events"]
+__all__ = [
+    "MANIFEST", "Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_history", "cycle_lessons", "manifests",
+    "read_events",
+]  # fmt: skip
 
+MANIFEST = "manifest.json"  # in a cycle's folder
 ACCEPTED_BELIEF = 0.5
+
+Choose = Callable[[Sequence[str]], tuple[str, ...]]  # some of these lesson ids
+
+
+def _none(_earlier: Sequence[str]) -> tuple[str, ...]:
+    return ()
 
 
 class NotSealed(RuntimeError):  # noqa: N818 - reads as what happened
@@ -50,6 +60,12 @@ class Manifest(_Record):
     seed: int
     withheld: dict[str, tuple[str, ...]]
     served: tuple[int, ...] = ()  # rows of answers whose questions are replayed
+    replayed: tuple[str, ...] = ()  # lessons of earlier cycles that are trained again
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Every lesson that went into the weights: the range's and the replayed ones."""
+        return (*self.lessons, *self.replayed)
 
     def save(self, path: str | Path) -> None:
         write_whole(Path(path), self.model_dump_json(indent=2) + "\n")
@@ -69,11 +85,13 @@ def build_manifest(
     seed: int = 0,
     version: int | None = None,
     served: int = 0,
+    replayed: Choose = _none,
 ) -> Manifest:
     """The manifest of the lessons that changed in ``from_seq`` < seq <= ``to_seq``.
 
     Belief is a fold of all events up to ``to_seq``; only the lessons that the range touched are listed. ``served``: at
-    most how many questions that people asked up to there are replayed.
+    most how many questions that people asked up to there are replayed; ``replayed`` chooses among the lessons that
+    stood before the range and still do.
     Raises :class:`NotSealed` when the table does not reach ``to_seq``.
     """
     if sealed_seq(table_path) < to_seq:
@@ -82,6 +100,7 @@ def build_manifest(
     history = read_events(table_path, log, 0, to_seq, version=pinned)
     believed = fold(history)
     lessons, dropped = _accepted(history, believed, from_seq)
+    earlier = [i for i, lesson in believed.items() if lesson.last_seq <= from_seq and _refusal(lesson) is None]
     return Manifest(
         cycle=cycle,
         from_seq=from_seq,
@@ -93,7 +112,13 @@ def build_manifest(
         seed=seed,
         withheld={lesson_id: tuple(phrasings(lesson)[1]) for lesson_id, lesson in lessons.items()},
         served=sample_served(history, believed.values(), count=served, seed=seed),
+        replayed=replayed(sorted(earlier)) if lessons else (),
     )
+
+
+def manifests(cycles: Path) -> list[Manifest]:
+    """Of every cycle in this folder, oldest first."""
+    return [Manifest.load(file) for file in sorted(cycles.glob(f"*/{MANIFEST}"))]
 
 
 def cycle_history(table_path: str | Path, log: EventLog, manifest: Manifest) -> list[Event]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,8 +28,14 @@ from pipeline.evaluate.retention import kept
 from pipeline.feedback import erasure
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.manifest import Manifest, build_manifest, cycle_history, cycle_lessons
-from pipeline.feedback.records import Event
+from pipeline.feedback.manifest import (
+    MANIFEST,
+    Manifest,
+    build_manifest,
+    cycle_history,
+    cycle_lessons,
+    manifests,
+)
 from pipeline.feedback.sealer import Sealer, sealed_seq
 from pipeline.home import Home, worker_home
 from pipeline.memory.belief import fold
@@ -40,11 +46,11 @@ from pipeline.revision import revision
 from pipeline.tracking.registry import Champion, Registry
 from pipeline.train.dataset import TrainingSet, lesson_items
 from pipeline.train.fit import FitResult, fit
-from pipeline.train.history import HEAT_MAP, draw, record_row, retained, trained_in
+from pipeline.train.history import HEAT_MAP, draw, record_answers, record_row, retained, trained_in
 from pipeline.train.placement import on_worker
-from pipeline.train.replayed import served_prompts, shipped_prompts
+from pipeline.train.replayed import replayed_lessons, served_prompts, shipped_prompts
 
-MANIFEST, VERDICT, EXAM = "manifest.json", "verdict.json", "examination.json"
+VERDICT, EXAM = "verdict.json", "examination.json"
 EARLIER_LESSONS = 200  # sampled: what a cycle costs must not grow with history
 
 Say = Callable[[str, int, int], None]  # (stage, total, done)
@@ -90,7 +96,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     if not manifest.lessons and not waiting:
         (folder / VERDICT).write_text("null\n", encoding="utf-8")
         return CycleResult(manifest.cycle, None, None, manifest, folder, {})
-    data, exam = _read(home, log, recipe, manifest, before)
+    data, exam = read_cycle(home, log, recipe, manifest, before)
     with _open_or_said(home, folder, manifest):
         if manifest.lessons:
             trained = train_on(home, recipe, champion, manifest, data, tell)
@@ -142,6 +148,7 @@ def open_cycle(home: Home, log: EventLog, from_seq: int, recipe: Recipe) -> tupl
         to_seq=sealed_seq(home.feedback_table),
         seed=recipe.train.seed,
         served=recipe.feedback.replay_served,
+        replayed=lambda earlier: replayed_lessons(earlier, home.cycles, recipe.train, number),
     )
     folder = home.cycles / f"{number:06d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,29 +201,35 @@ def forgotten(before: Bundle, champion: Champion, manifest: Manifest, folder: Pa
 
 def training_set(manifest: Manifest, lessons: dict[str, Lesson], recipe: Recipe, asked: dict[int, str]) -> TrainingSet:
     """Every accepted lesson in its trained phrasings, the withheld ones never; as replay what was ``asked`` (by row of
-    the event log) before the shipped prompts, so that a method which takes only some takes those."""
-    items = lesson_items(lessons, recipe.train.templates, manifest.withheld)
+    the event log) before the shipped prompts, so that a method which takes only some takes those.
+
+    ``lessons``: the manifest's own and those that it replays, which are trained alike.
+    """
+    withheld = dict.fromkeys(manifest.replayed, ()) | manifest.withheld
+    items = lesson_items(lessons, recipe.train.templates, withheld)
     return TrainingSet(items, (*asked.values(), *shipped_prompts()), tuple(asked))
 
 
-def _read(
+def read_cycle(
     home: Home, log: EventLog, recipe: Recipe, manifest: Manifest, champion: Bundle
 ) -> tuple[TrainingSet, Examination]:
     """What the cycle trains on and what it asks, from one reading of the table; nothing of the rest is kept."""
     history = cycle_history(home.feedback_table, log, manifest)
     lessons = cycle_lessons(history, manifest)
+    known = fold(event for event in history if event.seq <= manifest.from_seq)
     asked = served_prompts(history, manifest, recipe, champion) if lessons else {}
-    exam = _examination(home, history, recipe, manifest, lessons)
-    return training_set(manifest, lessons, recipe, asked), exam
+    exam = _examination(home, known, recipe, manifest, lessons)
+    replayed = {lesson_id: known[lesson_id] for lesson_id in manifest.replayed}
+    return training_set(manifest, lessons | replayed, recipe, asked), exam
 
 
 def _examination(
-    home: Home, history: Sequence[Event], recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]
+    home: Home, known: dict[str, Lesson], recipe: Recipe, manifest: Manifest, lessons: dict[str, Lesson]
 ) -> Examination:
-    known = fold(event for event in history if event.seq <= manifest.from_seq)
+    """``known``: the lessons before the cycle; ``lessons``: its own."""
     held = [x for x in known.values() if x.scope == "global" and x.believed and x.lesson_id not in lessons]
     earlier = sample(held, EARLIER_LESSONS, manifest.seed)
-    before = trained_in([Manifest.load(file) for file in sorted(home.cycles.glob(f"*/{MANIFEST}"))])
+    before = trained_in(manifests(home.cycles))
     probes = examination(
         read_lines(example("retention/probes.jsonl"), RetentionProbe),
         read_lines(example("replay/unrelated.jsonl"), ProbeLine),
@@ -229,6 +242,7 @@ def _examination(
         withheld=tuple((text, lessons[i].answer) for i, texts in manifest.withheld.items() for text in texts),
         earlier=tuple((lesson.question, lesson.answer) for lesson in earlier),
         earlier_cycles=tuple(before.get(lesson.lesson_id, 0) for lesson in earlier),
+        earlier_lessons=tuple(lesson.lesson_id for lesson in earlier),
     )
 
 
@@ -261,6 +275,7 @@ def _concluded(
     verdict = decide(found, recipe.gate)
     measures = measures_of(found, outcomes[1]) | {"seconds_training": trained.metrics.get("seconds", 0.0)}
     record_row(folder, manifest.cycle, exam, outcomes[1])
+    record_answers(folder, manifest.lessons, exam, outcomes[1] if verdict.promoted else outcomes[0])
     known = retained(folder.parent)
     measures |= {f"cycles_{name}": value for name, value in known.figures().items()}  # learned, forgetting, ...
     version = _decided(registry, made, trained, manifest, recipe, verdict, measures)

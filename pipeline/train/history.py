@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.evaluate import continual
 from pipeline.evaluate.compare import Examination, Outcome
-from pipeline.feedback.manifest import Manifest
+from pipeline.feedback.manifest import Manifest, manifests
 
-ROW, HEAT_MAP = "retained.json", "retained.png"
+ROW, HEAT_MAP, ANSWERS = "retained.json", "retained.png", "answered.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,32 @@ def record_row(folder: Path, cycle: int, exam: Examination, challenger: Outcome)
         answers[number].append(right)
     row = {str(number): {"right": sum(asked), "n": len(asked)} for number, asked in sorted(answers.items()) if asked}
     (folder / ROW).write_text(json.dumps(row, indent=2), encoding="utf-8")
+
+
+def record_answers(folder: Path, lessons: Sequence[str], exam: Examination, serving: Outcome) -> None:
+    """Which lessons the model that serves after this cycle answers right without memory: the cycle's own ``lessons``
+    and the earlier ones that were asked."""
+    known = dict(zip((*lessons, *exam.earlier_lessons), (*serving.new_lessons, *serving.earlier), strict=True))
+    (folder / ANSWERS).write_text(json.dumps(known, indent=2), encoding="utf-8")
+
+
+def forgotten(cycles: Path) -> Counter[str]:
+    """How often each lesson was forgotten: right after one cycle and wrong when it was asked the next time.
+
+    These are the forgetting events of Toneva et al. 2019 (arXiv:1812.05159), counted between cycles instead of epochs.
+    A lesson that a cycle was taught anew begins again: it may have another answer. One that was never right was never
+    forgotten.
+    """
+    events, before = Counter[str](), dict[str, bool]()
+    for manifest in manifests(cycles):
+        for lesson in manifest.lessons:
+            before.pop(lesson, None)
+            events.pop(lesson, None)
+        file = cycles / f"{manifest.cycle:06d}" / ANSWERS
+        answered: dict[str, bool] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        events.update(lesson for lesson, right in answered.items() if before.get(lesson) and not right)
+        before |= answered
+    return events
 
 
 def retained(cycles: Path) -> Retained:
