@@ -324,7 +324,6 @@ class Recipe(Settings):
     def _fits_the_workers(self) -> None:
         train, scaling = self.train, self.scaling
         for field, value, idle, methods in (
-            ("scaling.parallel", scaling.parallel, "ddp", (*DENSE, "recall")),
             ("train.compile", train.compile, None, (*DENSE, "recall")),
             ("train.activation_checkpointing", train.activation_checkpointing, False, DENSE),
             ("train.penalty", train.penalty, "none", ON_LESSONS),

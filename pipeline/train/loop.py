@@ -32,7 +32,7 @@ from pipeline.train.learner import Method, Task
 from pipeline.train.penalties import build_penalty
 from pipeline.train.slot_adam import SlotAdam
 
-FORMAT = 1
+FORMAT = 2  # of a state: memory slots come first
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,11 @@ class Loop:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from ``state``. On another number of ranks the generators of new ranks start afresh."""
+        if state["format"] != FORMAT:
+            raise ValueError(
+                f"the run's checkpoint has format {state['format']}, and this version goes on from format {FORMAT}: "
+                "remove the run's folder to begin anew"
+            )
         for name, parameter in self._trained().items():
             parameter.data.copy_(placed_like(state["learner"][name], parameter.data))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -227,8 +232,8 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
 
 
 def _goes_with(value: Any, parameter: Tensor) -> bool:
-    """Moments have their parameter's shape; step counts have none."""
-    return isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim > 0
+    """Moments, and what is counted by slot, have their parameter's dimensions; the count of all steps has none."""
+    return isinstance(value, Tensor) and value.ndim == parameter.ndim
 
 
 def _generators() -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from pipeline.config import MemoryLayerSettings, TrainSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.backbone import Backbone
-from pipeline.model.bundle import Bundle, trained_weights
+from pipeline.model.bundle import Bundle, trained_weights, whole
 from pipeline.model.memory_layer import MemoryPass, MemoryState
 from pipeline.train.addressing import fitted, place, question_states, question_tokens, read_of
 from pipeline.train.dataset import TrainingSet
@@ -94,7 +94,11 @@ def replay_sequences(answerer: Answerer, questions: Sequence[str], share: Share)
 
 
 class MemoryLearner(LessonLearner):
-    """Parameters: the values of the new slots, (L, new slots, d), born at zero."""
+    """Parameters: the values of the new slots, (new slots, L, d), born at zero.
+
+    By slots first, because shards are cut along the first dimension: under FSDP a worker holds the values, gradients
+    and moments of its own part of the slots. What is frozen, the backbone and older slots, every worker holds whole.
+    """
 
     def __init__(
         self, backbone: Backbone, state: MemoryState, weights: Tensor, new: int,
@@ -102,7 +106,7 @@ class MemoryLearner(LessonLearner):
     ) -> None:  # fmt: skip
         super().__init__()
         fixed = len(state.slots) - new
-        self.new_values = nn.Parameter(state.values[:, fixed:].clone())
+        self.new_values = nn.Parameter(state.values[:, fixed:].transpose(0, 1).contiguous())
         self.register_buffer("old_values", state.values[:, :fixed].clone())
         # Held in tuples so that the frozen backbone is no part of what DDP broadcasts and checkpoints hold.
         self._backbone, self._state = (backbone,), (state,)
@@ -110,12 +114,13 @@ class MemoryLearner(LessonLearner):
         self._weights = (weights,)
         self._prefixes = prefixes
 
-    def values(self) -> Tensor:
-        return torch.cat([cast(Tensor, self.old_values), self.new_values], dim=1)
+    def values(self, new: Tensor) -> Tensor:
+        """Of all slots, (L, S, d), with ``new`` (new slots, L, d) as the new ones'."""
+        return torch.cat([cast(Tensor, self.old_values).to(new.device), new.transpose(0, 1)], dim=1)
 
     def logits(self, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
         weights = self._weights[0][[task.index for task in tasks]]
-        memory = MemoryPass(self._state[0], self.values(), weights=weights, addressed=True)
+        memory = MemoryPass(self._state[0], self.values(self.new_values), weights=weights, addressed=True)
         return self._run(tasks, memory)
 
     def champion_logits(self, tasks: Sequence[LessonTask]) -> Tensor:
@@ -184,7 +189,7 @@ class MemoryMethod(LessonMethod):
 
     def result(self) -> Bundle:
         assert isinstance(self.learner, MemoryLearner)
-        memory = replace(self.state, values=self.learner.values().detach().float().cpu())
+        memory = replace(self.state, values=self.learner.values(whole(self.learner.new_values)).float())
         return replace(self.answerer.bundle, memory=memory)
 
 

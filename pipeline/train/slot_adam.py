@@ -12,13 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 # A slot takes some ten steps in all, so both averages have to be short.
 BETAS = (0.5, 0.9)
 
 
 class SlotAdam(torch.optim.Optimizer):
-    """For parameters (L, slots, d): Kingma and Ba 2015, equations of their algorithm 1, for each slot alone."""
+    """For parameters (slots, L, d): Kingma and Ba 2015, equations of their algorithm 1, for each slot alone.
+
+    A shard holds some of the slots, and no other rank's are needed for them.
+    """
 
     def __init__(
         self,
@@ -40,17 +44,23 @@ class SlotAdam(torch.optim.Optimizer):
         return loss
 
     def _step(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        lr, betas = group["lr"], group["betas"]
-        state = self.state[parameter]
+        lr, betas, state = group["lr"], group["betas"], self.state[parameter]
         if not state:
             state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            state["steps"] = torch.zeros(parameter.shape[1], dtype=torch.long, device=parameter.device)
-        touched = (grad != 0).any(-1).any(0).nonzero()[:, 0]
-        mean = state["mean"][:, touched].lerp(grad[:, touched], 1 - betas[0])
-        square = state["square"][:, touched].lerp(grad[:, touched] ** 2, 1 - betas[1])
-        state["mean"][:, touched], state["square"][:, touched] = mean, square
-        state["steps"][touched] += 1
-        steps = state["steps"][touched, None]
+            state["steps"] = torch.zeros_like(parameter[:, :1, :1], dtype=torch.long)
+        own, grad = _own(parameter), _own(grad)
+        means, squares, counts = (_own(state[name]) for name in ("mean", "square", "steps"))
+        touched = (grad != 0).flatten(1).any(1).nonzero()[:, 0]
+        mean = means[touched].lerp(grad[touched], 1 - betas[0])
+        square = squares[touched].lerp(grad[touched] ** 2, 1 - betas[1])
+        means[touched], squares[touched] = mean, square
+        counts[touched] += 1
+        steps = counts[touched]
         mean, square = mean / (1 - betas[0] ** steps), square / (1 - betas[1] ** steps)
-        parameter[:, touched] *= 1 - lr * group["weight_decay"]  # decoupled, as in AdamW
-        parameter[:, touched] -= lr * mean / (square.sqrt() + group["eps"])
+        own[touched] *= 1 - lr * group["weight_decay"]  # decoupled, as in AdamW
+        own[touched] -= lr * mean / (square.sqrt() + group["eps"])
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, in place; all of it where it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
 
 from pipeline.config import ConfigError, Recipe, TrainSettings
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle, whole
 from pipeline.train.dataset import TrainingSet
-from pipeline.train.distributed import Sharing
+from pipeline.train.distributed import Sharing, gathered
 from pipeline.train.loop import Loop, learning_rate
 from pipeline.train.methods import build_method
 from pipeline.train.slot_adam import BETAS, SlotAdam
@@ -176,7 +177,6 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"scaling.parallel": "fsdp"}, "does not go with train.method = 'memory'"),
         ({"train.compile": "inductor"}, "does not go with train.method = 'memory'"),
         ({"train.activation_checkpointing": True, "train.method": "recall"}, "one of full, upper, lora, text"),
         ({"train.penalty": "ewc"}, "one of full, upper, lora"),
@@ -191,15 +191,35 @@ def test_a_setting_without_effect_is_refused(changes: dict[str, Any], why: str) 
 # several ranks
 
 CASES = {
+    "memory": {"train.method": "memory", "train.learning_rate": 30.0},
+    "memory-fsdp": {"train.method": "memory", "train.learning_rate": 30.0, "scaling.parallel": "fsdp"},
     "ddp": {"train.method": "full", "train.micro_batch": 1},
     "fsdp": {"train.method": "full", "scaling.parallel": "fsdp", "train.micro_batch": 2},
     "fsdp-upper": {"train.method": "upper:2", "scaling.parallel": "fsdp", "train.activation_checkpointing": True},
 }
+MOMENTS = {"adam": "full", "slot_adam": "memory"}  # optimisers, and what they train here
+MOMENTS_KEPT = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "slot_adam": {"steps", "mean", "square"}}
 
 
 def several(recipe: Recipe, name: str) -> Recipe:
     """The bare delta rule: Adam divides by the gradient, and where that is almost zero, so are its last bits."""
     return changed(recipe, optimizer="sgd", learning_rate=0.5, epochs=2).with_changes(CASES[name])
+
+
+def lessons_of(name: str) -> TrainingSet:
+    """Three lessons' slots do not divide by two ranks."""
+    return tiny_training_set(3 if name == "memory-fsdp" else 4)
+
+
+def moving(recipe: Recipe, name: str) -> Recipe:
+    return changed(recipe, method=MOMENTS[name], optimizer=name)
+
+
+def written(bundle: Bundle) -> dict[str, torch.Tensor]:
+    """What a bundle says that was learned, by the names of the learner's parameters."""
+    if bundle.memory is not None:
+        return {"new_values": bundle.memory.values.transpose(0, 1)}  # all of its slots are new
+    return {f"model.{name}": value for name, value in bundle.tensors.items()}
 
 
 def ranks(rank: int, world: int, folder: str, recipe: Recipe) -> None:
@@ -208,14 +228,17 @@ def ranks(rank: int, world: int, folder: str, recipe: Recipe) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     found: dict[str, Any] = {}
     for name in CASES:
-        loop = a_loop(several(recipe, name))
+        loop = a_loop(several(recipe, name), data=lessons_of(name))
         list(islice(loop.run(), 2))
         state = loop.state()
         list(loop.run())
-        found[name] = {"state": state, "end": weights(loop), "bundle": loop.method.result().tensors}
-    sharded = a_loop(changed(recipe, method="full").with_changes({"scaling.parallel": "fsdp"}))
-    sharded.load(torch.load(f"{folder}/adam.pt", weights_only=True))
-    found["adam"] = sharded.state()
+        held = [p.to_local().numel() for p in loop.learner.parameters() if isinstance(p, DTensor) and p.requires_grad]
+        found[f"{name} held"] = gathered(sum(held))
+        found[name] = {"state": state, "end": weights(loop), "bundle": written(loop.method.result())}
+    for name in MOMENTS:
+        sharded = a_loop(moving(recipe, name).with_changes({"scaling.parallel": "fsdp"}))
+        sharded.load(torch.load(f"{folder}/{name}.pt", weights_only=True))
+        found[name] = sharded.state()
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
@@ -224,18 +247,19 @@ def ranks(rank: int, world: int, folder: str, recipe: Recipe) -> None:
 @pytest.fixture(scope="module")
 def by_two(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
-    alone = a_loop(changed(recipe, method="full"))
-    list(islice(alone.run(), 2))
-    torch.save(alone.state(), folder / "adam.pt")
+    for name in MOMENTS:
+        alone = a_loop(moving(recipe, name))
+        list(islice(alone.run(), 2))
+        torch.save(alone.state(), folder / f"{name}.pt")
     mp.spawn(ranks, (2, str(folder), recipe), nprocs=2)
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
-    return found | {"adam before": torch.load(folder / "adam.pt", weights_only=True)}
+    return found | {f"{name} before": torch.load(folder / f"{name}.pt", weights_only=True) for name in MOMENTS}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_at_the_same_global_batch(recipe: Recipe, by_two: dict[str, Any], name: str) -> None:
     """Batches of 5 do not divide by two: the ranks have 3 and 2 tasks, in parts of 1, 2 or all, and one idles."""
-    alone = a_loop(several(recipe, name))
+    alone = a_loop(several(recipe, name), data=lessons_of(name))
     start = weights(alone)
     list(alone.run())
     for key, expected in weights(alone).items():
@@ -243,27 +267,35 @@ def test_two_ranks_equal_one_at_the_same_global_batch(recipe: Recipe, by_two: di
         assert (expected - start[key]).abs().max() > 1e-4
     assert by_two[name]["bundle"]
     for key, value in by_two[name]["bundle"].items():
-        assert torch.equal(by_two[name]["end"][f"model.{key}"], value)
+        assert torch.equal(by_two[name]["end"][key], value)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_state_of_two_ranks_goes_on_with_one(recipe: Recipe, by_two: dict[str, Any], name: str) -> None:
     state = by_two[name]["state"]
-    alone = a_loop(several(recipe, name), Sharing(state["shared"]))
+    alone = a_loop(several(recipe, name), Sharing(state["shared"]), lessons_of(name))
     alone.load(state)
     list(alone.run())
     for key, expected in by_two[name]["end"].items():
         torch.testing.assert_close(weights(alone)[key], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_moments_of_one_rank_are_the_same_bits_on_two_shards(by_two: dict[str, Any]) -> None:
-    before, after = by_two["adam before"], by_two["adam"]
+@pytest.mark.parametrize("name", [name for name in CASES if "fsdp" in name])
+def test_each_rank_holds_a_part_of_what_is_trained(by_two: dict[str, Any], name: str) -> None:
+    held, everything = by_two[f"{name} held"], sum(value.numel() for value in by_two[name]["end"].values())
+    assert sum(held) == everything
+    assert max(held) <= (2 / 3 if name == "memory-fsdp" else 0.55) * everything
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_moments_of_one_rank_are_the_same_bits_on_two_shards(by_two: dict[str, Any], name: str) -> None:
+    before, after = by_two[f"{name} before"], by_two[name]
     assert after["cursor"] == before["cursor"]
-    assert all(torch.equal(after["learner"][name], value) for name, value in before["learner"].items())
+    assert all(torch.equal(after["learner"][key], value) for key, value in before["learner"].items())
     moments = before["optimizer"]["state"]
     assert after["optimizer"]["state"].keys() == moments.keys()
     for index, entries in moments.items():
-        assert {"step", "exp_avg", "exp_avg_sq"} == set(entries)
+        assert after["optimizer"]["state"][index].keys() == entries.keys() == MOMENTS_KEPT[name]
         assert all(torch.equal(after["optimizer"]["state"][index][key], value) for key, value in entries.items())
 
 
@@ -274,33 +306,33 @@ def test_slot_adam_moves_a_slot_alone_as_adam_would_and_leaves_the_others() -> N
     """Two slots with the same gradients learn the same, however often the other one had its turn."""
     torch.manual_seed(0)
     gradients = torch.randn(3, 2, 4)  # (steps, L, d)
-    alone = torch.nn.Parameter(torch.zeros(2, 1, 4))
+    alone = torch.nn.Parameter(torch.zeros(1, 2, 4))
     adam = torch.optim.Adam([alone], lr=0.1, betas=BETAS)
-    together = torch.nn.Parameter(torch.zeros(2, 3, 4))
+    together = torch.nn.Parameter(torch.zeros(3, 2, 4))
     slots = SlotAdam([together], lr=0.1)
     for step, gradient in enumerate(gradients):
-        alone.grad = gradient[:, None].clone()
+        alone.grad = gradient[None].clone()
         adam.step()
         for slot in (0, 1) if step == 0 else (0,):
             together.grad = torch.zeros_like(together)
-            together.grad[:, slot] = gradient
+            together.grad[slot] = gradient
             slots.step()
-    torch.testing.assert_close(together[:, 0], alone[:, 0])
-    assert together[:, 2].abs().max() == 0
+    torch.testing.assert_close(together[0], alone[0])
+    assert together[2].abs().max() == 0
     for gradient in gradients[1:]:
         together.grad = torch.zeros_like(together)
-        together.grad[:, 1] = gradient
+        together.grad[1] = gradient
         slots.step()
-    torch.testing.assert_close(together[:, 1], together[:, 0])
+    torch.testing.assert_close(together[1], together[0])
 
 
 def test_slot_adam_decays_the_weights_of_the_slots_that_it_moves() -> None:
     torch.manual_seed(0)
-    start, gradient = torch.randn(2, 2, 4), torch.zeros(2, 2, 4)
-    gradient[:, 0] = torch.randn(2, 4)
-    alone, both = torch.nn.Parameter(start[:, :1].clone()), torch.nn.Parameter(start.clone())
-    alone.grad, both.grad = gradient[:, :1].clone(), gradient.clone()
+    start, gradient = torch.randn(2, 2, 4), torch.zeros(2, 2, 4)  # (slots, L, d)
+    gradient[0] = torch.randn(2, 4)
+    alone, both = torch.nn.Parameter(start[:1].clone()), torch.nn.Parameter(start.clone())
+    alone.grad, both.grad = gradient[:1].clone(), gradient.clone()
     torch.optim.AdamW([alone], lr=0.1, betas=BETAS, weight_decay=0.5).step()
     SlotAdam([both], lr=0.1, weight_decay=0.5).step()
-    torch.testing.assert_close(both[:, :1], alone)
-    assert torch.equal(both[:, 1], start[:, 1])
+    torch.testing.assert_close(both[:1], alone)
+    assert torch.equal(both[1], start[1])
