@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, distribute_tensor, empty
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -95,11 +95,16 @@ def summing(learner: nn.Module, last: bool) -> Iterator[None]:
 
 
 def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as ``parameter`` lies: on its device, and where it is sharded, this rank's part of it."""
-    there = tensor.to(parameter.device)
+    """A whole tensor as ``parameter`` lies: on its device, and where it is sharded, this rank's part of it.
+
+    Of a tensor without data (on the device ``meta``) it is the room for it.
+    """
     if not isinstance(parameter, DTensor):
-        return there
-    return distribute_tensor(there, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return torch.empty_like(tensor, device=parameter.device) if tensor.is_meta else tensor.to(parameter.device)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    if tensor.is_meta:
+        return empty(tensor.shape, dtype=tensor.dtype, device_mesh=mesh, placements=placements)
+    return distribute_tensor(tensor.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
 def bfloat16(settings: TrainSettings) -> bool:

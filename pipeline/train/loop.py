@@ -10,14 +10,17 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from pipeline.config import TrainSettings
 from pipeline.model.bundle import whole
+from pipeline.train.checkpoints import fill
 from pipeline.train.distributed import (
     Sharing,
     autocast,
@@ -131,35 +134,33 @@ class Loop:
         return total
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors and numbers, the same for any number of ranks; every rank has to call it."""
+        """Plain tensors and numbers; what is sharded stays so, each rank's part with itself. On every rank at once."""
         own = {"loss": self.cursor.loss, "generators": _generators()}
         return {
             "format": FORMAT,
-            "learner": {name: whole(p) for name, p in self._trained().items()},
-            "optimizer": tree_map_only(Tensor, whole, self.optimizer.state_dict()),
+            "learner": {name: _kept(p) for name, p in self._trained().items()},
+            "optimizer": tree_map_only(Tensor, _kept, self.optimizer.state_dict()),
             "cursor": {"epoch": self.cursor.epoch, "batch": self.cursor.batch, "tokens": self.cursor.tokens},
             "ranks": gathered(own),
             "shared": self.sharing.kept,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from ``state``. On another number of ranks the generators of new ranks start afresh."""
+    def load(self, state: dict[str, Any], folder: Path | None = None) -> None:
+        """Go on from ``state``, with the parts of it that lie in ``folder``; any number of ranks, all at once.
+
+        On another number of ranks the generators of new ranks start afresh.
+        """
         if state["format"] != FORMAT:
             raise ValueError(
                 f"the run's checkpoint has format {state['format']}, and this version goes on from format {FORMAT}: "
                 "remove the run's folder to begin anew"
             )
+        placed = self._placed(state)
+        if folder is not None:
+            fill(placed, folder)
         for name, parameter in self._trained().items():
-            parameter.data.copy_(placed_like(state["learner"][name], parameter.data))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        moments = {
-            index: {
-                key: placed_like(value, parameters[index]) if _goes_with(value, parameters[index]) else value
-                for key, value in entries.items()
-            }
-            for index, entries in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+            parameter.data.copy_(placed["learner"][name])
+        self.optimizer.load_state_dict({**state["optimizer"], **placed["optimizer"]})
         (rank, world), ranks = rank_and_world(), state["ranks"]
         if len(ranks) == world:
             loss = ranks[rank]["loss"]
@@ -168,6 +169,20 @@ class Loop:
         self.cursor = Cursor(loss=loss, **state["cursor"])
         if rank < len(ranks):
             _set_generators(ranks[rank]["generators"])
+
+    def _placed(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Weights and moments of ``state``, under their names in it, as the parameters lie here."""
+        trained = self._trained()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: {
+                key: placed_like(value, parameters[index]) if _goes_with(value, parameters[index]) else value
+                for key, value in entries.items()
+            }
+            for index, entries in state["optimizer"]["state"].items()
+        }
+        weights = {name: placed_like(value, trained[name].data) for name, value in state["learner"].items()}
+        return {"learner": weights, "optimizer": {"state": moments}}
 
     def _trained(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.method.learner.named_parameters() if p.requires_grad}
@@ -229,6 +244,11 @@ def build_optimizer(learner: nn.Module, settings: TrainSettings) -> torch.optim.
         "slot_adam": SlotAdam,
     }
     return kinds[kind](trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """Of a state: a copy, but for what is sharded, whose parts are too large to be in memory twice."""
+    return tensor.detach() if isinstance(tensor, DTensor) else whole(tensor)
 
 
 def _goes_with(value: Any, parameter: Tensor) -> bool:

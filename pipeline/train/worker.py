@@ -10,6 +10,8 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +20,20 @@ import ray.train
 import ray.train.torch
 import torch
 
-from pipeline.config import TrainSettings, parse_recipe
+from pipeline.config import Recipe, TrainSettings, parse_recipe
 from pipeline.files import write_whole
 from pipeline.home import worker_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.revision import revision
+from pipeline.train.checkpoints import load_state, save_state
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing, rank_and_world
 from pipeline.train.loop import Loop, Step
 from pipeline.train.methods import LoraMethod, build_method
 from pipeline.train.utilisation import device_name, utilisation
 
-BUNDLE_FOLDER, ADAPTER_FOLDER, TRAINER_FILE = "bundle", "adapter", "trainer.pt"
+BUNDLE_FOLDER, ADAPTER_FOLDER = "bundle", "adapter"
 SHOWN_EVERY_S = 0.5
 
 
@@ -47,13 +50,8 @@ def train_worker(config: dict[str, Any]) -> None:
     if (device := ray.train.torch.get_device()).type == "cuda":
         torch.cuda.set_device(device)  # workers on one node see all of its GPUs
     torch.manual_seed(recipe.train.seed)
-    before = _latest()
-    sharing = Sharing(before["shared"] if before else ())
-    champion = Answerer.load(Bundle.load(Path(config["champion"])))
-    method = build_method(champion, TrainingSet.load(Path(config["data"])), recipe.train, sharing)
-    loop = Loop(method, recipe.train, parallel=recipe.scaling.parallel, sharing=sharing)
-    if before:
-        loop.load(before)
+    with _latest() as folder:
+        loop = _begun(config, recipe, folder)
     lineage = {"recipe": recipe, "trained_through_seq": config["through_seq"]}
     lineage |= {name: config[name] for name in ("cycle", "parent")}
     watch = Watch(config.get("progress"))
@@ -61,6 +59,18 @@ def train_worker(config: dict[str, Any]) -> None:
         watch.show(loop, step)
         if checkpoint_due(loop, step, recipe.train):
             _report(loop, watch.figures(loop, step), lineage)
+
+
+def _begun(config: dict[str, Any], recipe: Recipe, folder: Path | None) -> Loop:
+    """The run's loop, from its beginning or from the checkpoint in ``folder``."""
+    before = load_state(folder) if folder else None
+    sharing = Sharing(before["shared"] if before else ())
+    champion = Answerer.load(Bundle.load(Path(config["champion"])))
+    method = build_method(champion, TrainingSet.load(Path(config["data"])), recipe.train, sharing)
+    loop = Loop(method, recipe.train, parallel=recipe.scaling.parallel, sharing=sharing)
+    if before:
+        loop.load(before, folder)
+    return loop
 
 
 def checkpoint_due(loop: Loop, step: Step, settings: TrainSettings) -> bool:
@@ -118,24 +128,29 @@ class Watch:
 
 
 def _report(loop: Loop, metrics: dict[str, Any], lineage: Any) -> None:
-    """Metrics from every rank; rank 0 adds a checkpoint that describes itself: a bundle and the trainer's state."""
-    bundle, state = replace(loop.method.result(), **lineage, code=revision()), loop.state()
-    if rank_and_world()[0] != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        bundle.save(Path(folder) / BUNDLE_FOLDER)
-        if isinstance(loop.method, LoraMethod):
-            loop.method.export(Path(folder) / ADAPTER_FOLDER)
-        torch.save(state, Path(folder) / TRAINER_FILE)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    """Metrics and a checkpoint that describes itself: the trainer's state and the bundle, by rank 0.
+
+    Where weights are sharded every rank adds its part of the state, and they are put together for a bundle only once
+    the run is over.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder, first = Path(name), rank_and_world()[0] == 0
+        in_parts = save_state(loop.state(), folder)
+        if loop.finished or not in_parts:
+            bundle = replace(loop.method.result(), **lineage, code=revision())
+            if first:
+                bundle.save(folder / BUNDLE_FOLDER)
+                if isinstance(loop.method, LoraMethod):
+                    loop.method.export(folder / ADAPTER_FOLDER)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(name) if first or in_parts else None)
 
 
-def _latest() -> dict[str, Any] | None:
-    """The trainer's state in this run's latest checkpoint; None where the run is new."""
+@contextmanager
+def _latest() -> Iterator[Path | None]:
+    """The folder of this run's latest checkpoint; None where the run is new."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return None
+        yield None
+        return
     with checkpoint.as_directory() as folder:
-        state: dict[str, Any] = torch.load(Path(folder) / TRAINER_FILE, weights_only=True)
-    return state
+        yield Path(folder)

@@ -37,6 +37,9 @@ def test_a_decoder_is_pretrained_from_text(
     assert "held-out text:" in out
     assert f"model.base: hf:{tmp_path / 'one'}" in out
     home = Home(home_root)
+    kept = [file.parent for file in sorted((home.train_storage / "pretrain").glob("checkpoint_*/trainer.pt"))]
+    assert all({f.name for f in folder.glob("shards/*.distcp")} == {"__0_0.distcp", "__1_0.distcp"} for folder in kept)
+    assert [(folder / "bundle").exists() for folder in kept] == [False, True]
     (run,) = client(home).search_runs([experiment_id(home)])
     assert run.data.metrics["held_out_loss"] < 3.5  # log 300 is 5.7
     losses = [entry.value for entry in client(home).get_metric_history(run.info.run_id, "loss")]

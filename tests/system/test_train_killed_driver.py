@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from pipeline.config import Recipe
 from pipeline.home import Home
@@ -34,8 +35,8 @@ def recipe(home: Home) -> Recipe:
     return found
 
 
-def driver(home: Home, name: str) -> subprocess.Popen[str]:
-    files = [str(home.root / part) for part in ("", "champion", "recipe.yaml")]
+def driver(home: Home, name: str, recipe: str = "recipe.yaml") -> subprocess.Popen[str]:
+    files = [str(home.root / part) for part in ("", "champion", recipe)]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "AGM_HOME": str(home.root)}
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("fit_forever.py")), *files, name]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -70,6 +71,25 @@ def test_a_killed_driver_goes_on(home: Home, recipe: Recipe) -> None:
     assert list((home.train_storage / "killed").glob("checkpoint_*"))
     went_on, undisturbed = finished(driver(home, "killed")), finished(driver(home, "undisturbed"))
     assert went_on.digest() == undisturbed.digest()
+
+
+@pytest.mark.trial
+def test_a_killed_run_of_two_sharded_workers_goes_on_with_one(home: Home, recipe: Recipe) -> None:
+    """Each of the two has written its part of the checkpoint; the bundle ends where one worker's own run ends."""
+    for file, parallel, workers in (("two.yaml", "fsdp", 2), ("one.yaml", "ddp", 1)):
+        changes = {"train.optimizer": "sgd", "train.learning_rate": 3.0, "train.epochs": 200}
+        settings = {"scaling.parallel": parallel, "scaling.workers": workers}
+        recipe.with_changes({**changes, **settings}).write(home.root / file)
+    folder = home.train_storage / "sharded"
+    kill_after_a_checkpoint(driver(home, "sharded", "two.yaml"), folder, 2)
+    kept = min(folder.glob("checkpoint_*/trainer.pt")).parent
+    assert {file.name for file in (kept / "shards").glob("*.distcp")} == {"__0_0.distcp", "__1_0.distcp"}
+    assert not (kept / "bundle").exists()
+    went_on, undisturbed = (finished(driver(home, name, "one.yaml")).memory for name in ("sharded", "alone"))
+    assert went_on is not None
+    assert undisturbed is not None
+    assert went_on.slots == undisturbed.slots
+    torch.testing.assert_close(went_on.values, undisturbed.values, rtol=1e-4, atol=1e-4)
 
 
 def test_ctrl_c_ends_a_training_and_says_so(home: Home, recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.config import ConfigError, Recipe, TrainSettings
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle, whole
+from pipeline.train.checkpoints import load_state, save_state
 from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing, gathered
 from pipeline.train.loop import Loop, learning_rate
@@ -230,15 +232,18 @@ def ranks(rank: int, world: int, folder: str, recipe: Recipe) -> None:
     for name in CASES:
         loop = a_loop(several(recipe, name), data=lessons_of(name))
         list(islice(loop.run(), 2))
-        state = loop.state()
+        # As on two machines: each rank has a folder of its own, and what lies in them is brought together.
+        save_state(loop.state(), Path(folder) / f"{name} of rank {rank}")
         list(loop.run())
         held = [p.to_local().numel() for p in loop.learner.parameters() if isinstance(p, DTensor) and p.requires_grad]
         found[f"{name} held"] = gathered(sum(held))
-        found[name] = {"state": state, "end": weights(loop), "bundle": written(loop.method.result())}
+        found[name] = {"end": weights(loop), "bundle": written(loop.method.result())}
     for name in MOMENTS:
         sharded = a_loop(moving(recipe, name).with_changes({"scaling.parallel": "fsdp"}))
-        sharded.load(torch.load(f"{folder}/{name}.pt", weights_only=True))
-        found[name] = sharded.state()
+        sharded.load(load_state(Path(folder) / name), Path(folder) / name)
+        both = Path(folder) / f"{name} of both"
+        both.mkdir(exist_ok=True)
+        save_state(sharded.state(), both)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
@@ -247,13 +252,18 @@ def ranks(rank: int, world: int, folder: str, recipe: Recipe) -> None:
 @pytest.fixture(scope="module")
 def by_two(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("ranks")
+    for name in (*MOMENTS, *(f"{name} of rank {rank}" for name in CASES for rank in range(2))):
+        (folder / name).mkdir()
     for name in MOMENTS:
         alone = a_loop(moving(recipe, name))
         list(islice(alone.run(), 2))
-        torch.save(alone.state(), folder / f"{name}.pt")
+        assert not save_state(alone.state(), folder / name)
     mp.spawn(ranks, (2, str(folder), recipe), nprocs=2)
+    for name in CASES:
+        for rank in range(2):
+            shutil.copytree(folder / f"{name} of rank {rank}", folder / f"{name} of both", dirs_exist_ok=True)
     found: dict[str, Any] = torch.load(folder / "found.pt", weights_only=True)
-    return found | {f"{name} before": torch.load(folder / f"{name}.pt", weights_only=True) for name in MOMENTS}
+    return found | {"folder": folder}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -272,9 +282,10 @@ def test_two_ranks_equal_one_at_the_same_global_batch(recipe: Recipe, by_two: di
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_state_of_two_ranks_goes_on_with_one(recipe: Recipe, by_two: dict[str, Any], name: str) -> None:
-    state = by_two[name]["state"]
+    folder = by_two["folder"] / f"{name} of both"
+    state = load_state(folder)
     alone = a_loop(several(recipe, name), Sharing(state["shared"]), lessons_of(name))
-    alone.load(state)
+    alone.load(state, folder)
     list(alone.run())
     for key, expected in by_two[name]["end"].items():
         torch.testing.assert_close(weights(alone)[key], expected, rtol=1e-5, atol=1e-6)
@@ -287,9 +298,27 @@ def test_each_rank_holds_a_part_of_what_is_trained(by_two: dict[str, Any], name:
     assert max(held) <= (2 / 3 if name == "memory-fsdp" else 0.55) * everything
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_only_shards_are_written_by_every_rank(by_two: dict[str, Any], name: str) -> None:
+    first, second = (by_two["folder"] / f"{name} of rank {rank}" for rank in range(2))
+    assert (first / "trainer.pt").exists()
+    assert not (second / "trainer.pt").exists()
+    sharded = "fsdp" in name
+    assert [len(list(folder.glob("shards/*.distcp"))) for folder in (first, second)] == [int(sharded)] * 2
+    weights = load_state(first)["learner"].values()
+    assert {value.is_meta for value in weights} == {sharded}
+
+
 @pytest.mark.parametrize("name", MOMENTS)
-def test_moments_of_one_rank_are_the_same_bits_on_two_shards(by_two: dict[str, Any], name: str) -> None:
-    before, after = by_two[f"{name} before"], by_two[name]
+def test_a_state_is_the_same_bits_from_one_rank_over_two_shards_to_one(
+    recipe: Recipe, by_two: dict[str, Any], name: str
+) -> None:
+    """A run of one rank, saved, loaded onto two shards, saved in parts, loaded by one again: moments and all."""
+    folder = by_two["folder"]
+    before, between = load_state(folder / name), load_state(folder / f"{name} of both")
+    alone = a_loop(moving(recipe, name))
+    alone.load(between, folder / f"{name} of both")
+    after = alone.state()
     assert after["cursor"] == before["cursor"]
     assert all(torch.equal(after["learner"][key], value) for key, value in before["learner"].items())
     moments = before["optimizer"]["state"]
