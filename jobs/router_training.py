@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import entry
-from jobs.starting import register_router, starting_point
+from jobs.starting import register_version, starting_point
 from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.home import submitter_home
 
@@ -67,7 +67,8 @@ def train_router(asked: RouterTraining) -> None:
     figures = held_out_figures(tensors, held_out, encoder, settings.memory)
     _show(figures)
     if asked.register and version is not None:
-        added = register_router(home, bundle, version, tensors, {name: f.value for name, f in figures.items()})
+        measured = {name: figure.value for name, figure in figures.items()}
+        added = register_version(home, replace(bundle, router=tensors), version, measured, {"router": "new"})
         entry.console.print(f"registered as version {added}", highlight=False)
 
 

@@ -14,8 +14,6 @@ from pipeline.home import Home
 from pipeline.revision import revision
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.model.bundle import Bundle
 
 
@@ -37,18 +35,12 @@ def starting_point(home: Home, recipe: Path | None) -> tuple[Recipe, Bundle, int
     return (bundle.recipe if recipe is None else settings), bundle, champion.version
 
 
-def register_router(
-    home: Home, bundle: Bundle, version: int, tensors: dict[str, Tensor], figures: dict[str, float]
-) -> int:
-    """A new version: the champion's bundle with another router. It serves nobody until it is promoted."""
+def register_version(home: Home, changed: Bundle, parent: int, figures: dict[str, float], tags: dict[str, str]) -> int:
+    """A new version: version ``parent`` with what was ``changed``. It serves nobody until it is promoted."""
     from pipeline.tracking.registry import Registry
 
     with tempfile.TemporaryDirectory(dir=home.root) as folder:
-        replace(bundle, router=tensors, parent=version, code=revision()).save(Path(folder) / "bundle")
+        replace(changed, parent=parent, code=revision()).save(Path(folder) / "bundle")
         return Registry(home, existing(home)).register(
-            Path(folder) / "bundle",
-            cycle=bundle.cycle,
-            metrics=figures,
-            params={"parent": version},
-            tags={"router": "new"},
+            Path(folder) / "bundle", cycle=changed.cycle, metrics=figures, params={"parent": parent}, tags=tags
         )

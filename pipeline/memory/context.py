@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from pipeline.evaluate.protocol import Message
-from pipeline.memory.types import SlotWeight
 
 Form = Literal["yes_no", "reversed", "plain"]
 
@@ -29,7 +28,17 @@ SHOTS: dict[Form, tuple[tuple[str, str, str], ...]] = {
 }
 
 
-def with_lessons(messages: Sequence[Message], shown: Sequence[SlotWeight], form: Form = "plain") -> list[Message]:
+class Told(Protocol):
+    """A lesson as a fact."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+
+def with_lessons(messages: Sequence[Message], shown: Sequence[Told], form: Form = "plain") -> list[Message]:
     """The messages with the lessons as facts before the last one, and the example turns after the system's message."""
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = [
@@ -41,7 +50,7 @@ def with_lessons(messages: Sequence[Message], shown: Sequence[SlotWeight], form:
         )
     ]
     last = messages[-1]
-    facts = [f"{slot.question.rstrip()} {slot.answer}" for slot in shown]
+    facts = [f"{told.question.rstrip()} {told.answer}" for told in shown]
     return [*system, *turns, *messages[len(system) : -1], {**last, "content": _with_facts(facts, last["content"])}]
 
 

@@ -7,7 +7,6 @@ without a verdict was interrupted, and the next call goes on with the same range
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from pipeline.config import Recipe
 from pipeline.data.examples import example
@@ -37,7 +35,7 @@ from pipeline.feedback.manifest import (
     manifests,
 )
 from pipeline.feedback.sealer import Sealer, sealed_seq
-from pipeline.home import Home, worker_home
+from pipeline.home import Home
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
 from pipeline.model.answerer import Answerer
@@ -47,7 +45,7 @@ from pipeline.tracking.registry import Champion, Registry
 from pipeline.train.dataset import TrainingSet, lesson_items
 from pipeline.train.fit import FitResult, fit
 from pipeline.train.history import HEAT_MAP, draw, record_answers, record_row, retained, trained_in
-from pipeline.train.placement import on_worker
+from pipeline.train.placement import on_worker, settle
 from pipeline.train.replayed import replayed_lessons, served_prompts, shipped_prompts
 
 VERDICT, EXAM = "verdict.json", "examination.json"
@@ -254,9 +252,7 @@ def compare_on_cluster(home: Home, recipe: Recipe, folders: list[Path], exam: Ex
 
 
 def _examine_bundle(recipe: Recipe, folder: str, exam: Examination) -> Outcome:
-    worker_home()
-    os.nice(recipe.scaling.nice)
-    torch.set_num_threads(recipe.scaling.threads_per_worker)
+    settle(recipe.scaling)
     return examine(Answerer.load(Bundle.load(Path(folder))), exam)
 
 

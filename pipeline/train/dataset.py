@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.data.lines import LessonLine
 from pipeline.data.phrasing import phrasings
@@ -14,12 +15,25 @@ from pipeline.memory.types import Lesson
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A lesson that stands in a prompt."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Item:
-    """One phrasing of one lesson, with the answer that it should get."""
+    """One phrasing of one lesson, with the answer that it should get, and lessons in its prompt if any."""
 
     lesson_id: str
     question: str
     answer: str
+    shown: tuple[Fact, ...] = ()
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Item:
+        return cls(**{**tree, "shown": tuple(Fact(**fact) for fact in tree.get("shown", ()))})
 
 
 def lesson_items(
@@ -62,7 +76,7 @@ class TrainingSet:
     def load(cls, path: Path) -> TrainingSet:
         tree = json.loads(path.read_text(encoding="utf-8"))
         return cls(
-            tuple(Item(**item) for item in tree["items"]),
+            tuple(Item.of(item) for item in tree["items"]),
             tuple(tree["replay"]),
             tuple(tree.get("rows", ())),
             tree.get("text"),

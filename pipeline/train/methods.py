@@ -241,7 +241,7 @@ class DenseMethod(LessonMethod):
         backbone = Answerer.load(answerer.bundle).backbone  # weights of its own, apart from the frozen champion's
         backbone.model.float()  # small steps vanish in bfloat16 weights; autocast is the place for it
         self.backbone = backbone
-        sequences = [lesson_sequence(backbone, item.question, item.answer) for item in data.items]
+        sequences = [lesson_sequence(backbone, item.question, item.answer, item.shown) for item in data.items]
         self.tasks = [LessonTask(s, False, i) for i, s in enumerate(sequences)]
         replayed = min(len(data.replay), round(settings.replay_ratio * len(data.items)))
         wanted = max(replayed, settings.fisher_prompts if settings.penalty == "ewc" else 0)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from pipeline.config import ScalingSettings
-from pipeline.home import Home
+from pipeline.home import Home, worker_home
 
 
 class ShortageError(RuntimeError):
@@ -42,6 +44,13 @@ def require_room(scaling: ScalingSettings) -> None:
         f"no room after {scaling.placement_timeout_s:g} s for scaling.workers = {scaling.workers} x ({asked}): "
         f"the cluster has {have}; lower scaling.workers or scaling.cpus_per_worker, or add nodes"
     )
+
+
+def settle(scaling: ScalingSettings) -> None:
+    """In a worker, before it works: it knows its home, or must not start; it is polite, and has its own threads."""
+    worker_home()
+    os.nice(scaling.nice)
+    torch.set_num_threads(scaling.threads_per_worker)
 
 
 def on_worker(function: Any, home: Home, scaling: ScalingSettings) -> Any:

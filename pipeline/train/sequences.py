@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from pipeline.evaluate.protocol import prompt_messages
+from pipeline.memory.context import Told, with_lessons
 from pipeline.model.backbone import Backbone, Prompt
 from pipeline.model.memory_layer import MemoryPass, attached
 
@@ -28,9 +29,11 @@ class Continuation:
     target: tuple[int, ...]
 
 
-def lesson_sequence(backbone: Backbone, question: str, answer: str) -> Continuation:
+def lesson_sequence(backbone: Backbone, question: str, answer: str, shown: Sequence[Told] = ()) -> Continuation:
+    """``shown``: lessons that stand in the prompt."""
     target = (*backbone.answer_ids(answer), backbone.end_token)
-    return Continuation(backbone.prompt(prompt_messages(question)), target)
+    messages = prompt_messages(question)
+    return Continuation(backbone.prompt(with_lessons(messages, shown) if shown else messages), target)
 
 
 @dataclass(frozen=True)

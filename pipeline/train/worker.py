@@ -7,7 +7,6 @@ steps that an uninterrupted run takes. To start from a bundle is a new run from 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ import torch
 
 from pipeline.config import Recipe, TrainSettings, parse_recipe
 from pipeline.files import write_whole
-from pipeline.home import worker_home
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.revision import revision
@@ -31,6 +29,7 @@ from pipeline.train.dataset import TrainingSet
 from pipeline.train.distributed import Sharing, rank_and_world
 from pipeline.train.loop import Loop, Step
 from pipeline.train.methods import LoraMethod, build_method
+from pipeline.train.placement import settle
 from pipeline.train.utilisation import device_name, utilisation
 
 BUNDLE_FOLDER, ADAPTER_FOLDER = "bundle", "adapter"
@@ -43,10 +42,8 @@ def train_worker(config: dict[str, Any]) -> None:
 
     Resumes from the run's latest checkpoint where there is one.
     """
-    worker_home()  # a worker that does not know its home must not start
     recipe = parse_recipe(config["recipe"], origin="the submitted recipe")
-    os.nice(recipe.scaling.nice)
-    torch.set_num_threads(recipe.scaling.threads_per_worker)
+    settle(recipe.scaling)
     if (device := ray.train.torch.get_device()).type == "cuda":
         torch.cuda.set_device(device)  # workers on one node see all of its GPUs
     torch.manual_seed(recipe.train.seed)
