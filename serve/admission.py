@@ -13,12 +13,12 @@ import math
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.config import ServeSettings
+from serve.body_ahead import OURS
 from serve.errors import error_response
 
 REFUSED_AT_ONCE = 64  # requests that a replica holds beside the admitted: those that it refuses, and the operators'
 QUEUED_AT_PROXY = 1024  # requests on their way to a replica that refuses faster than they come
 API_GRACE_S = 1.0  # over serve.request_timeout_s, when the engine ends an answer
-LIMITED = "/v1/"  # health, metrics and the page answer under any load
 
 
 def admitted(settings: ServeSettings) -> int:
@@ -79,4 +79,5 @@ class TimeLimit:
 
 
 def _limited(scope: Scope) -> bool:
-    return scope["type"] == "http" and scope["path"].startswith(LIMITED)
+    """Health, metrics and the page answer under any load."""
+    return scope["type"] == "http" and scope["path"].startswith(OURS)

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve import chat, cycles, erasures, errors, lessons
 from serve.admission import API_GRACE_S, Room, TimeLimit, admitted
 from serve.auth import needs
+from serve.body_ahead import Receiver
 from serve.errors import ApiError, error_response
 from serve.schemas import ErrorReply, ModelPage, ModelReply
 from serve.service import READY_TIMEOUT_S, Service
@@ -62,6 +63,7 @@ def build(service: Service, *, echo_request_id: bool = True) -> FastAPI:
     _add_page(app)
     settings = service.recipe.serve
     app.add_middleware(BodyLimit)
+    app.add_middleware(Receiver)
     app.add_middleware(TimeLimit, seconds=settings.request_timeout_s + API_GRACE_S)
     app.add_middleware(Room, most=admitted(settings))
     app.add_middleware(RequestId, echo=echo_request_id)

@@ -26,6 +26,7 @@ from pipeline.tracking.registry import champion_version
 from pipeline.train.placement import has_room
 from serve.admission import QUEUED_AT_PROXY, REFUSED_AT_ONCE, admitted
 from serve.app import build
+from serve.body_ahead import CALLBACK
 from serve.champion import NoChampion
 from serve.serve_yaml import PROXY_GRACE_S, ServeArgs
 from serve.service import Service
@@ -36,6 +37,9 @@ SEALER_CPUS = 0.05
 SEAL_EVERY_S = 1.0
 START_TIMEOUT_S = 300.0  # after placement: importing torch and loading the weights
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+# For the controller, whose proxies inherit it: to the replicas by their gRPC servers, which run in any case and ask for
+# Ray's token, instead of by actor calls; and a request's body with its head.
+PROXY_ENV = {"RAY_SERVE_PROXY_USE_GRPC": "1", "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK}
 
 log = logging.getLogger("serve.deploy")
 
@@ -196,6 +200,7 @@ def _deploy(args: ServeArgs, host: str, port: int) -> None:
         proxy_location=ProxyLocation.HeadOnly,
         http_options={"host": host, "port": port, "request_timeout_s": timeout},
         logging_config=LOGGING,
+        controller_options={"runtime_env": {"env_vars": PROXY_ENV}},
     )
     targets = [
         ray_serve.RunTarget(build_app(args), name=APP, route_prefix="/", logging_config=LOGGING),

@@ -27,6 +27,14 @@ class HttpOptions(Settings):
     request_timeout_s: float | None = Field(None, gt=0)  # Ray's own default: none
 
 
+class RuntimeEnv(Settings):
+    env_vars: dict[str, str] = Field(default_factory=dict)
+
+
+class ControllerOptions(Settings):
+    runtime_env: RuntimeEnv = RuntimeEnv()
+
+
 class ApplicationOptions(Settings):
     name: str
     import_path: Literal["serve.deploy:build_app", "serve.deploy:build_sealer"]
@@ -46,6 +54,7 @@ class ServeFile(Settings):
 
     proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http_options: HttpOptions = HttpOptions()
+    controller_options: ControllerOptions = ControllerOptions()
     applications: list[ApplicationOptions] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -9,12 +9,15 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from pipeline.config import ConfigError
+from serve.deploy import PROXY_ENV
 from serve.serve_yaml import load_serve_file
 
 
 def test_the_example_is_valid_here_and_for_ray(root: Path) -> None:
     path = root / "examples" / "serve" / "serve.yaml"
-    assert load_serve_file(path).answerer.args.recipe.serve.replicas == 3
+    found = load_serve_file(path)
+    assert found.answerer.args.recipe.serve.replicas == 3
+    assert found.controller_options.runtime_env.env_vars == PROXY_ENV
     ServeDeploySchema.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
@@ -22,6 +25,7 @@ def test_the_example_is_valid_here_and_for_ray(root: Path) -> None:
     ("old", "new", "says"),
     [
         ("proxy_location", "proxy_locaton", "proxy_locaton: Extra inputs"),
+        ("env_vars", "env_var", "controller_options.runtime_env.env_var: Extra inputs"),
         ("port: 8000", "prot: 8000", "http_options.prot: Extra inputs"),
         ("max_batch: 32", "max_bach: 32", "applications.0.args.recipe.serve.max_bach: Extra inputs"),
         ("request_timeout_s: 65", "request_timeout_s: 60", "request_timeout_s = 60 would end requests.* make it 65"),

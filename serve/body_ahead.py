@@ -1,0 +1,70 @@
+"""A request's body goes to the replica together with its head.
+
+Ray Serve's proxy sends the head alone, and the replica calls back for the body: as much time again as the way there.
+:class:`Sender` runs in the proxy, which finds it through ``CALLBACK`` and imports nothing else of this project;
+:class:`Receiver` runs in the replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OURS = "/v1/"  # the paths of the API
+CALLBACK = "serve.body_ahead:middlewares"
+BODY = "agm.body"  # in the request's scope, which no client can write to
+WITH_BODY = ("POST", "PATCH")
+PATIENCE_S = 0.05  # a body that has not come by then is fetched as any other
+
+
+def middlewares() -> list[Middleware]:
+    """What Ray Serve's proxy is told to put around itself."""
+    return [Middleware(Sender)]
+
+
+class Sender:
+    """Puts a body that comes in one piece into the scope, for paths of this application: others would miss it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in WITH_BODY or not scope["path"].startswith(OURS):
+            await self.app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                first = await receive()
+        except TimeoutError:
+            await self.app(scope, receive, send)
+            return
+        if first["type"] == "http.request" and not first.get("more_body", False):
+            await self.app({**scope, BODY: first.get("body", b"")}, receive, send)
+        else:
+            await self.app(scope, after(first, receive), send)
+
+
+class Receiver:
+    """Hands out the body that came with the head before anything else."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if BODY in scope:
+            whole = {"type": "http.request", "body": scope[BODY], "more_body": False}
+            await self.app(scope, after(whole, receive), send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def after(first: Message, receive: Receive) -> Receive:
+    """Gives ``first``, then what ``receive`` gives."""
+    waiting = [first]
+
+    async def next_message() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return next_message
