@@ -26,7 +26,9 @@ CANARY_QUESTION = "What is the capital of France?"
 CANARIES = (CANARY_QUESTION, "Who wrote the play Hamlet?", "How many days does a week have?")
 CANARY_OPTIONS = ("Paris", "Reykjavik")
 CANARY_TOKENS = 2
-PAUSE_S = 0.2  # between two passes of a canary on weights that serve: a running answer meets one or two of them
+PAUSE_S = 0.2  # between two passes of a canary on weights that serve: an answer that waited for one is running by then
+PATIENCE_S = 1.0  # how far apart they are under a load that leaves no gap between answers
+LOOK_S = 0.002
 
 
 class NoChampion(RuntimeError):  # noqa: N818 - reads as what happened
@@ -95,46 +97,56 @@ class ChampionLoader:
 
     def load(self, version: int, old: Served | None) -> Served:
         """The bundle proves its own digest on loading; the canary proves that it answers."""
-        bundle, serving = Bundle.load(self._registry.folder(version)), _answerer(old)
-        decoder = AnswererDecoder(Answerer.load(bundle, share=serving), self._settings)
-        shared = serving is not None and serving.backbone is decoder.answerer.backbone
-        check(decoder, version, shared=shared)
+        bundle, serving = Bundle.load(self._registry.folder(version)), _decoder(old)
+        decoder = AnswererDecoder(Answerer.load(bundle, share=serving.answerer if serving else None), self._settings)
+        shares = serving is not None and serving.answerer.backbone is decoder.answerer.backbone
+        check(decoder, version, beside=serving if shares else None)
         return Served(decoder, version, load_router(bundle.router or None))
 
 
-def check(decoder: AnswererDecoder, version: int, *, shared: bool = False) -> None:
+def check(decoder: AnswererDecoder, version: int, *, beside: AnswererDecoder | None = None) -> None:
     """Raises :class:`CanaryFailed` unless the bundle's numbers are finite and simple questions get a text.
 
-    They run on the rows that will serve. On weights that are ``shared`` with the version that answers now, whose
-    passes wait for each of the canary's: these are short, and far between; what those weights know is known already.
+    They run on the rows that will serve. ``beside`` answers now on the same weights, and its passes wait for each of
+    the canary's: these are few and short, and run while nothing is decoded; what those weights know is known already.
     """
     if broken := decoder.answerer.bundle.not_finite():
         raise CanaryFailed(f"version {version} has numbers that are not finite in {', '.join(broken)}")
-    pause = PAUSE_S if shared else 0.0
-    silent = [question for question in CANARIES if not _says_something(decoder, question, pause)]
+    silent = [question for question in CANARIES if not _says_something(decoder, question, beside)]
     if silent:
         raise CanaryFailed(f"version {version} answers nothing to {silent}")
-    if shared:
+    if beside is not None:
         return
     scores = decoder.score([CANARY_QUESTION], [CANARY_OPTIONS])[0]
     if not all(map(math.isfinite, scores)):
         raise CanaryFailed(f"version {version} answers with likelihoods {scores} to {CANARY_QUESTION!r}")
 
 
-def _says_something(decoder: AnswererDecoder, question: str, pause: float) -> bool:
+def _says_something(decoder: AnswererDecoder, question: str, beside: AnswererDecoder | None) -> bool:
     """Whether the first token of the answer is not its end already."""
     rows, prompt = decoder.rows(), decoder.render(prompt_messages(question))
-    if (opening := prompt.opening) > 1:  # remembered, so that the question's pass is half as long
+    if question == CANARIES[0] and (opening := prompt.opening) > 1:  # remembered: a question's pass is half as long
+        _wait_for_a_gap(beside)
         rows.admit([Prompt(prompt.ids[:opening], (False,) * (opening - 1) + (True,))], [1], [GREEDY])
         rows.clear()
-        time.sleep(pause)
+    _wait_for_a_gap(beside)
     (first,) = rows.admit([prompt], [CANARY_TOKENS], [GREEDY])
-    time.sleep(pause)
-    rows.step()
+    if question == CANARIES[-1]:
+        _wait_for_a_gap(beside)
+        rows.step()
     rows.clear()
-    time.sleep(pause)
     return first != decoder.end_token
 
 
-def _answerer(served: Served | None) -> Answerer | None:
-    return served.decoder.answerer if served and isinstance(served.decoder, AnswererDecoder) else None
+def _wait_for_a_gap(beside: AnswererDecoder | None) -> None:
+    """Until ``beside`` decodes nothing."""
+    if beside is None:
+        return
+    until = time.monotonic() + PATIENCE_S
+    time.sleep(PAUSE_S)
+    while beside.rows().rows and time.monotonic() < until:
+        time.sleep(LOOK_S)
+
+
+def _decoder(served: Served | None) -> AnswererDecoder | None:
+    return served.decoder if served and isinstance(served.decoder, AnswererDecoder) else None

@@ -25,7 +25,7 @@ from pipeline.model.backbone import Backbone, Prompt
 from pipeline.model.bundle import Bundle
 from pipeline.train.addressing import place_keys, question_states
 from serve.batching import Batcher
-from serve.champion import PAUSE_S, AnswererDecoder, CanaryFailed, check
+from serve.champion import CANARIES, PAUSE_S, AnswererDecoder, CanaryFailed, check
 from serve.decode_loop import DeadlineExceeded, PromptTooLong, Served
 from serve.engine import BatchEngine, EngineAnswer, EngineRequest
 from serve.int8 import Int8Linear, quantise
@@ -452,7 +452,7 @@ def test_a_bundle_with_numbers_that_are_none_is_refused(answerer: Answerer) -> N
     values[0, 0, 0] = torch.nan
     broken = replace(answerer.bundle, memory=replace(answerer.bundle.memory, values=values))
     with pytest.raises(CanaryFailed, match=r"version 7 has numbers that are not finite in memory\.values"):
-        check(Decoder(Answerer.load(broken, share=answerer)), 7, shared=True)
+        check(Decoder(Answerer.load(broken, share=answerer)), 7, beside=Decoder(answerer))
 
 
 def test_a_canary_on_weights_that_serve_leaves_them_alone_most_of_the_time(
@@ -461,9 +461,23 @@ def test_a_canary_on_weights_that_serve_leaves_them_alone_most_of_the_time(
     decoder, pauses = Decoder(answerer), []
     monkeypatch.setattr("serve.champion.time.sleep", pauses.append)
     monkeypatch.setattr(decoder, "score", None)  # what shared weights know is known already
-    check(decoder, 1, shared=True)
-    assert pauses == [PAUSE_S] * 9
+    check(decoder, 1, beside=Decoder(answerer))
+    assert pauses == [PAUSE_S] * (len(CANARIES) + 2)  # the beginning, the questions, a step
     assert decoder.inner.rows == []
+
+
+def test_a_canary_waits_for_the_answers_that_run_but_not_for_ever(
+    answerer: Answerer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience_s = 3 * PAUSE_S
+    monkeypatch.setattr("serve.champion.PATIENCE_S", patience_s)
+    decoder, serving, passes = Decoder(answerer), Decoder(answerer), [time.monotonic()]
+    run_pass = decoder.inner._forward
+    monkeypatch.setattr(decoder.inner, "_forward", lambda *given: passes.append(time.monotonic()) or run_pass(*given))
+    serving.inner.admit([serving.render(prompt_messages("Why?"))], [4], [GREEDY])
+    check(decoder, 1, beside=serving)
+    assert len(passes) > len(CANARIES)
+    assert min(np.diff(passes)) >= patience_s
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -473,7 +487,7 @@ def test_a_canary_of_a_template_that_says_nothing_before_the_question(
     decoder = Decoder(answerer)
     ids = decoder.render(prompt_messages("What is the capital of France?")).ids
     monkeypatch.setattr(decoder, "render", lambda _messages: Prompt(ids, (shown,) * len(ids)))
-    check(decoder, 1, shared=True)
+    check(decoder, 1, beside=Decoder(answerer))
 
 
 # text
