@@ -25,7 +25,7 @@ def middlewares() -> list[Middleware]:
 
 
 class Sender:
-    """Puts a body that comes in one piece into the scope, for paths of this application: others would miss it."""
+    """Puts a body that comes in one piece into the scope, and leaves it where another application would ask for it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -40,14 +40,13 @@ class Sender:
         except TimeoutError:
             await self.app(scope, receive, send)
             return
-        if first["type"] == "http.request" and not first.get("more_body", False):
-            await self.app({**scope, BODY: first.get("body", b"")}, receive, send)
-        else:
-            await self.app(scope, after(first, receive), send)
+        whole = first["type"] == "http.request" and not first.get("more_body", False)
+        told = {**scope, BODY: first.get("body", b"")} if whole else scope
+        await self.app(told, after(first, receive), send)
 
 
 class Receiver:
-    """Hands out the body that came with the head before anything else."""
+    """Hands out the body that came with the head, and then only what is not the body again."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -55,9 +54,18 @@ class Receiver:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if BODY in scope:
             whole = {"type": "http.request", "body": scope[BODY], "more_body": False}
-            await self.app(scope, after(whole, receive), send)
+            await self.app(scope, after(whole, _the_rest(receive)), send)
         else:
             await self.app(scope, receive, send)
+
+
+def _the_rest(receive: Receive) -> Receive:
+    async def next_message() -> Message:
+        while (message := await receive())["type"] == "http.request":
+            pass
+        return message
+
+    return next_message
 
 
 def after(first: Message, receive: Receive) -> Receive:
