@@ -26,6 +26,7 @@ from ray import tune
 from pipeline.config import ConfigError, Recipe
 
 METHOD, METHODS = "method", "methods"
+IDLE = {"train.replay_lessons", "train.replay_choice"}  # what cycles on feedback alone look at
 Scale = Literal["times", "log", "linear"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 GRID_POINTS = 3  # that a grid takes from a range: its ends and its middle
@@ -134,6 +135,9 @@ def load_space(path: Path, recipe: Recipe) -> Space:
     if not isinstance(methods, dict) or not all(isinstance(changes, dict) for changes in methods.values()):
         raise ConfigError(f"{path}: {METHODS} = {methods!r:.80}: expected names, each with the fields that it sets")
     space = Space({str(name): _domain(path, name, given) for name, given in tree.items()}, methods)
+    if idle := IDLE & {*space.fields}.union(*methods.values()):
+        why = "its trials replay no earlier lessons"
+        raise ConfigError(f"{path}: {min(idle)} changes nothing in a search: {why}; leave it out")
     for name, domain in space.fields.items():
         value_in(recipe, name)
         scaled = isinstance(domain, Range) and domain.scale == "times"

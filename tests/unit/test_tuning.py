@@ -59,6 +59,8 @@ def test_a_space_file_says_values_ranges_and_methods(tmp_path: Path) -> None:
         ("memory.strategy: [copy, guess]", "memory.strategy = guess.*strategy = 'guess'"),
         ("train.penalty: [ewc]", "train.penalty = 'ewc' does not go with train.method = 'memory'"),
         ("train.method: [lora]\nmethods: {a: {train.method: memory}}", "is set by a method as well"),
+        ("train.replay_lessons: [0, 8]", "train.replay_lessons changes nothing in a search"),
+        ("methods: {a: {train.replay_choice: balanced}}", "train.replay_choice changes nothing"),
         ("methods: [a]", "expected names, each with the fields"),
         ("- 1", "expected a mapping of dotted fields"),
         ("a: [", "not YAML"),
