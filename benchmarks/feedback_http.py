@@ -3,9 +3,10 @@
 python benchmarks/feedback_http.py
 
 The empty endpoint is another application behind the same proxy, in a replica of its own, that does nothing: asked with
-``GET``, and with ``POST`` and the body of a rating, which it reads. Each client keeps one connection open and sends
-its next request when the answer to the one before is there. A correction (with a key that teaches) is answered when
-the lesson is in force. The four take turns in each round; medians over the rounds are reported.
+``GET``, and with ``POST`` and the body of a rating, which comes to it as bodies come to us, and which it reads. Each
+client keeps one connection open and sends its next request when the answer to the one before is there. A correction
+(with a key that teaches) is answered when the lesson is in force. The four take turns in each round; medians over the
+rounds are reported.
 """
 
 from __future__ import annotations

@@ -22,15 +22,17 @@ from jobs import credentials, local
 from jobs.initialise import initialise
 from pipeline.config import load_recipe
 from pipeline.home import Home
+from serve.body_ahead import OURS, Receiver
 
 RESULTS = Path(__file__).parent / "results"
 TOPICS = (
     "the sea", "a lighthouse", "old maps", "winter", "a train", "bread", "the moon", "a clockmaker",
     "rivers", "glass", "a market", "birds", "iron", "gardens", "a violin", "snow",
 )  # fmt: skip
-EMPTY = "/empty"
+EMPTY = f"{OURS}empty"  # where the proxy sends bodies with their heads, as it does to us
 
 empty = FastAPI()
+empty.add_middleware(Receiver)
 
 
 @empty.get("/")
