@@ -140,7 +140,7 @@ def test_forgetting_is_right_and_later_wrong(log: EventLog, home: Home) -> None:
     assert forgotten(home.cycles) == {c: 1}
 
 
-def test_an_erased_lesson_is_traced_to_the_cycles_that_replayed_it(log: EventLog, home: Home) -> None:
+def test_an_erased_lesson_is_traced_to_the_cycles_that_replayed_it(log: EventLog, home: Home, own_cache: Path) -> None:
     recipe = settings("uniform", 9)
     lessons, second = three_cycles(home, log, recipe)
     run(home, log, recipe, second.to_seq, {lessons[5]: True})
