@@ -106,7 +106,7 @@ class _Lines(Progress):
         self._tell(task_id)
 
     def _tell(self, task_id: TaskID) -> None:
-        task, now = self._tasks[task_id], self.get_time()
+        task, now = next(task for task in self.tasks if task.id == task_id), self.get_time()
         if now - self._told < LINE_EVERY_S or task.total is None:
             return
         self._told = now

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import entry, local
-from jobs.starting import register_version, starting_point
+from jobs.starting import check_register, register_version, starting_point
 from pipeline.config import ON_LESSONS, Recipe
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import Home
@@ -38,8 +38,8 @@ def train_instruction(
     if out.exists():
         raise entry.UserError(f"--out {out} is there already: name a new folder")
     given, bundle, version = starting_point(home, recipe)
-    if register and version is None:
-        raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
+    if register:
+        check_register(home, version)
     settings = instruction_recipe(given, epochs, seed)
     with local.connect(home.create(), settings), entry.bar() as progress:
         from pipeline.model.encoder import load_encoder

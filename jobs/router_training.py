@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import entry
-from jobs.starting import register_version, starting_point
+from jobs.starting import check_register, register_version, starting_point
 from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.home import submitter_home
 
@@ -57,8 +57,8 @@ def train_router(asked: RouterTraining) -> None:
         home = submitter_home()
         settings, bundle, version = starting_point(home, asked.recipe)
         encoder = load_encoder(settings.model.encoder)
-    if asked.register and version is None:
-        raise entry.UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
+    if asked.register:
+        check_register(home, version)
     known, held_out = _parts(lines, asked.check, encoder)
     if len(known) < FEWEST // 2:
         raise entry.UserError(f"{asked.lessons}: {len(known)} lessons are about other facts than those to measure on")

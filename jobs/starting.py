@@ -35,6 +35,12 @@ def starting_point(home: Home, recipe: Path | None) -> tuple[Recipe, Bundle, int
     return (bundle.recipe if recipe is None else settings), bundle, champion.version
 
 
+def check_register(home: Home, version: int | None) -> None:
+    """``--register`` adds a version of the champion, whose ``version`` is: raises :class:`UserError` without one."""
+    if version is None:
+        raise UserError(f"--register: {home.root} has no champion yet; start with 'agm serve' or 'agm demo'")
+
+
 def register_version(home: Home, changed: Bundle, parent: int, figures: dict[str, float], tags: dict[str, str]) -> int:
     """A new version: version ``parent`` with what was ``changed``. It serves nobody until it is promoted."""
     from pipeline.tracking.registry import Registry

@@ -112,8 +112,7 @@ def check(decoder: AnswererDecoder, version: int, *, beside: AnswererDecoder | N
     """
     if broken := decoder.answerer.bundle.not_finite():
         raise CanaryFailed(f"version {version} has numbers that are not finite in {', '.join(broken)}")
-    silent = [question for question in CANARIES if not _says_something(decoder, question, beside)]
-    if silent:
+    if silent := _silent(decoder, beside):
         raise CanaryFailed(f"version {version} answers nothing to {silent}")
     if beside is not None:
         return
@@ -122,20 +121,23 @@ def check(decoder: AnswererDecoder, version: int, *, beside: AnswererDecoder | N
         raise CanaryFailed(f"version {version} answers with likelihoods {scores} to {CANARY_QUESTION!r}")
 
 
-def _says_something(decoder: AnswererDecoder, question: str, beside: AnswererDecoder | None) -> bool:
-    """Whether the first token of the answer is not its end already."""
-    rows, prompt = decoder.rows(), decoder.render(prompt_messages(question))
-    if question == CANARIES[0] and (opening := prompt.opening) > 1:  # remembered: a question's pass is half as long
+def _silent(decoder: AnswererDecoder, beside: AnswererDecoder | None) -> list[str]:
+    """The questions to which the first token of the answer is its end already; one answer goes on for a step."""
+    rows, silent = decoder.rows(), []
+    prompts = [decoder.render(prompt_messages(question)) for question in CANARIES]
+    beginning = prompts[0].ids[: prompts[0].opening]
+    if len(beginning) > 1:  # remembered, so that a question's pass is half as long
         _wait_for_a_gap(beside)
-        rows.admit([Prompt(prompt.ids[:opening], (False,) * (opening - 1) + (True,))], [1], [GREEDY])
+        rows.admit([Prompt(beginning, (False,) * (len(beginning) - 1) + (True,))], [1], [GREEDY])
+    for question, prompt in zip(CANARIES, prompts, strict=True):
         rows.clear()
-    _wait_for_a_gap(beside)
-    (first,) = rows.admit([prompt], [CANARY_TOKENS], [GREEDY])
-    if question == CANARIES[-1]:
         _wait_for_a_gap(beside)
-        rows.step()
+        if rows.admit([prompt], [CANARY_TOKENS], [GREEDY]) == [decoder.end_token]:
+            silent.append(question)
+    _wait_for_a_gap(beside)
+    rows.step()
     rows.clear()
-    return first != decoder.end_token
+    return silent
 
 
 def _wait_for_a_gap(beside: AnswererDecoder | None) -> None:

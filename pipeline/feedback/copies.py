@@ -16,7 +16,7 @@ from pipeline.feedback import erasure
 from pipeline.feedback.compaction import delete_sealed, vacuum
 from pipeline.feedback.erasure import Plan, Target
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.manifest import Manifest
+from pipeline.feedback.manifest import MANIFEST, VERDICT, Manifest
 from pipeline.feedback.sealer import Sealer
 from pipeline.home import Home
 from pipeline.memory.belief import slot_id
@@ -102,10 +102,10 @@ def _erase_sealed(home: Home, log: EventLog, plan: Plan) -> None:
 
 def _erase_cycles(home: Home, plan: Plan, done: Erased) -> None:
     """An interrupted cycle starts anew, without the rows; a finished one keeps ids of what it trained, and no words."""
-    for file in sorted(home.cycles.glob("*/manifest.json")):
+    for file in sorted(home.cycles.glob(f"*/{MANIFEST}")):
         manifest, gone, rows = Manifest.load(file), set(plan.lessons), set(plan.rows)
         shutil.rmtree(file.parent / "bundle", ignore_errors=True)  # the registry has a copy of its own
-        if not (file.parent / "verdict.json").exists():
+        if not (file.parent / VERDICT).exists():
             shutil.rmtree(file.parent)
             done.files.append(str(file.parent))
         elif gone & {*manifest.trained, *(d.lesson_id for d in manifest.dropped)} or rows & {*manifest.served}:

@@ -18,11 +18,11 @@ from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
 
 __all__ = [
-    "MANIFEST", "Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_history", "cycle_lessons", "manifests",
-    "read_events",
+    "MANIFEST", "VERDICT", "Dropped", "Manifest", "NotSealed", "build_manifest", "cycle_history", "cycle_lessons",
+    "manifests", "read_events",
 ]  # fmt: skip
 
-MANIFEST = "manifest.json"  # in a cycle's folder
+MANIFEST, VERDICT = "manifest.json", "verdict.json"  # in a cycle's folder; without a verdict it was interrupted
 ACCEPTED_BELIEF = 0.5
 
 Choose = Callable[[Sequence[str]], tuple[str, ...]]  # some of these lesson ids

@@ -37,11 +37,15 @@ def fact_clusters(lines: Sequence[LessonLine], encoder: Encoder, near: float = N
     return [int(label) for label in connected_components(graph, directed=False)[1]]
 
 
+def measured_on(clusters: Sequence[int], one_in: int = 10) -> list[bool]:
+    """Of lines with these clusters, which are measured on: all of one cluster in ``one_in``, by first appearance."""
+    order = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
+    return [order[cluster] % one_in == 0 for cluster in clusters]
+
+
 def split(lines: Sequence[LessonLine], encoder: Encoder, one_in: int = 10) -> tuple[list[LessonLine], list[LessonLine]]:
     """(learned from, measured on): whole clusters, one in ``one_in`` of them measured on."""
-    clusters = fact_clusters(lines, encoder)
-    order = {cluster: place for place, cluster in enumerate(dict.fromkeys(clusters))}
-    held = [order[cluster] % one_in == 0 for cluster in clusters]
+    held = measured_on(fact_clusters(lines, encoder), one_in)
     known = [line for line, out in zip(lines, held, strict=True) if not out]
     return known, [line for line, out in zip(lines, held, strict=True) if out]
 

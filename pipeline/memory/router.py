@@ -61,8 +61,11 @@ class TrainedRouter:
         self._final = {name: Head(tensors, f"{name}.final") for name in STYLES}
         self._open = float(tensors["open"][0])  # log-odds of the first head under which nothing is read closely
         tokenizer = pair_encoders.tokenizer
-        self._table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
-        self._mender = Mender(lambda word: tokenizer.encode(word, add_special_tokens=False))
+
+        def pieces(word: str) -> list[int]:
+            return tokenizer.encode(word, add_special_tokens=False) or [0]
+
+        self._table, self._mender = WordTable(pieces), Mender(pieces)
 
     def score(self, pairs: Sequence[Pair]) -> LogOdds:
         scores = np.full(len(pairs), UNSCORED)

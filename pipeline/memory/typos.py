@@ -36,4 +36,4 @@ class Mender:
 
 
 def _one_edit(left: str, right: str) -> bool:
-    return abs(len(left) - len(right)) <= 1 and DamerauLevenshtein.distance(left, right, score_cutoff=1) <= 1
+    return DamerauLevenshtein.distance(left, right, score_cutoff=1) <= 1

@@ -28,6 +28,7 @@ from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import (
     MANIFEST,
+    VERDICT,
     Manifest,
     build_manifest,
     cycle_history,
@@ -48,7 +49,7 @@ from pipeline.train.history import HEAT_MAP, draw, record_answers, record_row, r
 from pipeline.train.placement import on_worker, settle
 from pipeline.train.replayed import replayed_lessons, served_prompts, shipped_prompts
 
-VERDICT, EXAM = "verdict.json", "examination.json"
+EXAM = "examination.json"
 EARLIER_LESSONS = 200  # sampled: what a cycle costs must not grow with history
 
 Say = Callable[[str, int, int], None]  # (stage, total, done)

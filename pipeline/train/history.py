@@ -51,7 +51,7 @@ def record_answers(folder: Path, lessons: Sequence[str], exam: Examination, serv
     (folder / ANSWERS).write_text(json.dumps(known, indent=2), encoding="utf-8")
 
 
-def forgotten(cycles: Path) -> Counter[str]:
+def forgetting_events(cycles: Path) -> Counter[str]:
     """How often each lesson was forgotten: right after one cycle and wrong when it was asked the next time.
 
     These are the forgetting events of Toneva et al. 2019 (arXiv:1812.05159), counted between cycles instead of epochs.

@@ -24,7 +24,7 @@ from pipeline.evaluate.progress import Progress
 from pipeline.evaluate.protocol import exact_match, prompt_messages
 from pipeline.home import Home
 from pipeline.memory.belief import slot_id
-from pipeline.memory.clusters import fact_clusters, split
+from pipeline.memory.clusters import fact_clusters, measured_on
 from pipeline.memory.context import with_lessons
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
@@ -102,15 +102,19 @@ def instruct(
     def remote(function: Callable[..., Any], *arguments: Any) -> Any:
         return ray.get(on_worker(function, home, recipe.scaling).remote(recipe, *arguments))
 
-    def prompts(part: Sequence[LessonLine], wordings: Wordings) -> Prompts:
-        asked = [text for line in part for text in wordings(line)]
-        said = dict.fromkeys(asked, UNKNOWN) if unknown else remote(own_answers, folder, asked)
-        return prompts_of(part, fact_clusters(part, encoder), wordings, said, recipe.train.seed)
+    clusters = fact_clusters(lines, encoder)
+    held_out = measured_on(clusters)
 
-    known, held_out = split(lines, encoder)
-    probes = prompts(held_out, withheld_wordings)
+    def prompts(held: bool, wordings: Wordings) -> Prompts:
+        part = [number for number, out in enumerate(held_out) if out == held]
+        chosen, facts = [lines[number] for number in part], [clusters[number] for number in part]
+        asked = [text for line in chosen for text in wordings(line)]
+        said = dict.fromkeys(asked, UNKNOWN) if unknown else remote(own_answers, folder, asked)
+        return prompts_of(chosen, facts, wordings, said, recipe.train.seed)
+
+    probes = prompts(True, withheld_wordings)
     before = remote(measured, folder, probes)
-    data = TrainingSet(prompts(known, trained_wordings).items, shipped_prompts())
+    data = TrainingSet(prompts(False, trained_wordings).items, shipped_prompts())
     trained = fit(
         home, recipe, name=name, champion=folder, data=data, through_seq=start.trained_through_seq, cycle=start.cycle,
         parent=start.parent, progress=progress,

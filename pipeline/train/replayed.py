@@ -14,7 +14,7 @@ from pipeline.feedback.records import Event
 from pipeline.memory.strategy import EVEN
 from pipeline.memory.types import Viewer
 from pipeline.model.bundle import Bundle
-from pipeline.train.history import forgotten, trained_in
+from pipeline.train.history import forgetting_events, trained_in
 from pipeline.train.sampling import drawn
 
 
@@ -57,7 +57,7 @@ def balanced(earlier: Sequence[str], cycles: Path) -> Weights:
 
 def forgetting(earlier: Sequence[str], cycles: Path) -> Weights:
     """What was seen to be forgotten f times, 1 + f times as likely as what never was: pi = min(1, c (1 + f))."""
-    events = forgotten(cycles)
+    events = forgetting_events(cycles)
     return {lesson: 1.0 + events[lesson] for lesson in earlier}
 
 
@@ -73,5 +73,7 @@ def replayed_lessons(earlier: Sequence[str], cycles: Path, settings: TrainSettin
 
     A function of the recipe and of what the cycles' folders hold.
     """
+    if settings.replay_lessons == 0:
+        return ()
     weights = CHOICES[settings.replay_choice](earlier, cycles)
     return drawn(weights, settings.replay_lessons, f"{settings.seed}/{cycle}")

@@ -21,7 +21,7 @@ from pipeline.feedback.manifest import Manifest, manifests
 from pipeline.home import Home
 from pipeline.model.bundle import Bundle
 from pipeline.train.cycle import open_cycle, read_cycle
-from pipeline.train.history import forgotten, record_answers
+from pipeline.train.history import forgetting_events, record_answers
 from pipeline.train.replayed import balanced, forgetting, replayed_lessons, uniform
 from pipeline.train.sampling import inclusion
 
@@ -134,10 +134,10 @@ def test_forgetting_is_right_and_later_wrong(log: EventLog, home: Home) -> None:
         if number:
             answered[teach(log, f"new {number}")] = True
         to_seq = run(home, log, Recipe(), to_seq, answered).to_seq
-    assert forgotten(home.cycles) == {a: 2, c: 1}
+    assert forgetting_events(home.cycles) == {a: 2, c: 1}
     teach(log, "a", "otherwise")  # another answer begins again
     run(home, log, Recipe(), to_seq, {a: False})
-    assert forgotten(home.cycles) == {c: 1}
+    assert forgetting_events(home.cycles) == {c: 1}
 
 
 def test_an_erased_lesson_is_traced_to_the_cycles_that_replayed_it(log: EventLog, home: Home, own_cache: Path) -> None:
