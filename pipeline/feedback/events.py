@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, insert, select, update
+from sqlalchemy import BindParameter, Connection, Engine, RowMapping, bindparam, insert, select, update
 
 from pipeline.feedback.database import write_transaction
 from pipeline.feedback.master_keys import FileKeyService, key_file
@@ -25,6 +25,7 @@ from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault, chunks
 from pipeline.memory.belief import evidence_for
 
+_TENANTS: BindParameter[str] = bindparam("tenants", expanding=True)
 _GROUP = 256  # appends in one transaction
 MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigabyte or so
 _COUNTER = sequence.c.name == "events"
@@ -32,7 +33,8 @@ LOCKED_HEAD = select(sequence.c.value).where(_COUNTER).with_for_update()
 _ADVANCE = update(sequence).where(_COUNTER).values(value=bindparam("head"))
 _SEALED = select(sequence.c.value).where(sequence.c.name == "sealed").scalar_subquery()
 _HEAD = select(sequence.c.value, _SEALED).where(_COUNTER).with_for_update()
-_KNOWN = STORED.where(table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
+# The tenants, or SQLite would find no index and read the whole log.
+_KNOWN = STORED.where(table.c.tenant.in_(_TENANTS), table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
 _ERASED = select(tombstones.c.fingerprint).where(tombstones.c.fingerprint.in_(NAMES))
 _TEXTS = ("event_id", "time", "tenant", "scope_id", "source", "feedback_id", "response_id")
 
@@ -251,8 +253,9 @@ class EventLog(EventReader):
         """Events already in the log, by the (tenant, feedback_id) that ``events`` name."""
         wanted = {group for group in map(_group, events) if group}
         rows: list[RowMapping] = []
+        tenants = sorted({tenant for tenant, _ in wanted})
         for names in chunks(sorted({name for _, name in wanted})):
-            rows += connection.execute(_KNOWN, {"names": names}).mappings()
+            rows += connection.execute(_KNOWN, {"tenants": tenants, "names": names}).mappings()
         found: dict[_Group, list[Event]] = {}
         if not rows:
             return found

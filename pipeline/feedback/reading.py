@@ -8,18 +8,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Engine, Select, bindparam, func, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Engine, Select, bindparam, func, select
 
 from pipeline.feedback.records import Event, EventKind
 from pipeline.feedback.tables import citations, sequence
 from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault, chunks
 
+
+def _of_kind(kind: EventKind) -> ColumnElement[bool]:
+    """An expression, not the column: SQLite would prefer the index on kinds and go through all events of one kind."""
+    return func.lower(table.c.kind) == kind
+
+
 # Statements that are run for every request are made once: putting one together costs more than running it.
 STORED = select(*(column for column in table.c if column.name not in ("part", "lesson_id")))
 NAMES: BindParameter[str] = bindparam("names", expanding=True)
 _HEAD = select(sequence.c.value).where(sequence.c.name == "events")
-_RESPONSES = STORED.where(table.c.response_id.in_(NAMES), table.c.kind == "answer").order_by(table.c.seq)
+_RESPONSES = STORED.where(table.c.response_id.in_(NAMES), _of_kind("answer")).order_by(table.c.seq)
 _LATELY = (
     table.c.kind == "lesson", table.c.tenant == bindparam("tenant"), table.c.time >= bindparam("since"),
 )  # fmt: skip
@@ -130,7 +136,7 @@ class EventReader:
     def citing(self, tenant: str, lesson_id: str, kind: EventKind = "answer") -> list[Event]:
         """The answers that cite one lesson, in order; of ``kind`` "lesson" the corrections that are evidence for it."""
         query = STORED.join(citations, citations.c.seq == table.c.seq)
-        wanted = (citations.c.lesson_id == lesson_id, table.c.tenant == tenant, table.c.kind == kind)
+        wanted = (citations.c.lesson_id == lesson_id, table.c.tenant == tenant, _of_kind(kind))
         return self._read(query.where(*wanted).order_by(table.c.seq))
 
     def opened(self, rows: Sequence[Any]) -> list[Event]:

@@ -41,7 +41,7 @@ events = Table(
     Column("key_name", Text, nullable=True),  # of the API key that it came with
     UniqueConstraint("tenant", "feedback_id", "part", name="uq_events_feedback"),
     Index("ix_events_kind_seq", "kind", "seq"),
-    Index("ix_events_response", "response_id"),
+    Index("ix_events_response_kind", "response_id", "kind"),
     Index("ix_events_lesson", "lesson_id"),
     # What one source or key has said lately, which curation counts; answers, most of the rows, are not in them.
     *(
