@@ -3,10 +3,10 @@
 python benchmarks/feedback_http.py
 
 The empty endpoint is another application behind the same proxy, in a replica of its own, that does nothing: asked with
-``GET``, and with ``POST`` and the body of a rating, which comes to it as bodies come to us, and which it reads. Each
-client keeps one connection open and sends its next request when the answer to the one before is there. A correction
-(with a key that teaches) is answered when the lesson is in force. The four take turns in each round; medians over the
-rounds are reported.
+``GET``, and with ``POST`` and the body of a rating, which it reads. To ``empty_post`` the body comes as bodies come to
+us; ``empty_post_fetches`` has to ask for it, as Serve has it by default. Each client keeps one connection open and
+sends its next request when the answer to the one before is there. A correction (with a key that teaches) is answered
+when the lesson is in force. The five take turns in each round; medians over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving_common import EMPTY, Place, bars, keep, machine, percentiles, serve_nothing, serving
+from serving_common import EMPTY, EMPTY_FETCHES, Place, bars, keep, machine, percentiles, serve_nothing, serving
 
 ANSWERS = 64
 GOAL = 0.6
-PEERS = ("empty_get", "empty_post")
+PEERS = ("empty_get", "empty_post", "empty_post_fetches")
 Call = tuple[str, str, dict[str, Any] | None, str]  # method, path, body, key
 
 
@@ -91,6 +91,12 @@ def main() -> None:
         calls: dict[str, Callable[[int], Call]] = {
             "empty_get": lambda _: ("GET", f"{EMPTY}/", None, ""),
             "empty_post": lambda number: ("POST", f"{EMPTY}/", said("rating", 1.0, "ask", number)[2], ""),
+            "empty_post_fetches": lambda number: (
+                "POST",
+                f"{EMPTY_FETCHES}/",
+                said("rating", 1.0, "ask", number)[2],
+                "",
+            ),
             "rating": lambda number: said("rating", 1.0, "ask", number),
             "correction": lambda number: said("correction", f"Keeper {number}", "teach", number),
         }

@@ -30,6 +30,7 @@ TOPICS = (
     "rivers", "glass", "a market", "birds", "iron", "gardens", "a violin", "snow",
 )  # fmt: skip
 EMPTY = f"{OURS}empty"  # where the proxy sends bodies with their heads, as it does to us
+EMPTY_FETCHES = "/empty"  # where it does not: the replica asks for each body, as Serve has it by default
 
 empty = FastAPI()
 empty.add_middleware(Receiver)
@@ -53,8 +54,9 @@ class Empty:
 
 
 def serve_nothing() -> None:
-    """The peer, behind the same proxy in a replica of its own."""
+    """The peers, behind the same proxy in replicas of their own."""
     ray_serve.run(Empty.bind(), name="empty", route_prefix=EMPTY)
+    ray_serve.run(Empty.bind(), name="empty-fetches", route_prefix=EMPTY_FETCHES)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ class Batcher(Generic[Item, Result]):
     """Calls ``run(items)`` on ``executor`` for groups of at most ``max_batch`` items.
 
     ``run`` returns one entry per item, in order; an entry that is an exception is raised to that item's caller alone.
-    Items whose caller has gone away are dropped before the group starts.
+    Items whose caller has gone away are dropped before the group starts. After a group of more than one, the next one
+    waits ``gather_s`` for company: where much is said at once, that spares more work than it costs (PostgreSQL's
+    ``commit_delay``), and who speaks alone never waits.
     """
 
     def __init__(
@@ -25,10 +27,13 @@ class Batcher(Generic[Item, Result]):
         executor: Executor,
         *,
         max_batch: int,
+        gather_s: float = 0.0,
     ) -> None:
         self._run = run
         self._executor = executor
         self._max_batch = max_batch
+        self._gather_s = gather_s
+        self._crowded = False
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Result]]] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
@@ -56,8 +61,11 @@ class Batcher(Generic[Item, Result]):
 
     async def _gather(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         group = [await self._queue.get()]
+        if self._crowded and self._gather_s:
+            await asyncio.sleep(self._gather_s)
         while len(group) < self._max_batch and not self._queue.empty():
             group.append(self._queue.get_nowait())
+        self._crowded = len(group) > 1
         return group
 
     async def _serve(self, group: list[tuple[Item, asyncio.Future[Result]]]) -> None:

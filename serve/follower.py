@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.records import EventKind
+from pipeline.feedback.records import Event, EventKind
 from pipeline.memory.store import LessonMemory
 from serve.canary import Canary
 from serve.decode_loop import Served
@@ -40,19 +40,21 @@ class LessonFollower:
 
     async def catch_up(self) -> int:
         """Apply everything that the log holds now; returns how far the replica is."""
-        head = await asyncio.to_thread(self._events.head)
-        seq = self._engine.followed.value
-        while seq < head:
-            seq = await self._apply_page(seq, head)
+        behind = True
+        while behind:
+            seq, found = await asyncio.to_thread(self._page, self._engine.followed.value)
+            if found:
+                self._engine.policy.apply(found)
+                await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, self._memory.apply, found)
             await self._engine.followed.advance(seq)
+            behind = len(found) == PAGE
         return seq
 
-    async def _apply_page(self, after: int, head: int) -> int:
-        found = await asyncio.to_thread(self._events.after, after, kinds=FOLLOWED, limit=PAGE, through=head)
-        if found:
-            self._engine.policy.apply(found)
-            await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, self._memory.apply, found)
-        return head if len(found) < PAGE else found[-1].seq
+    def _page(self, after: int) -> tuple[int, list[Event]]:
+        """Blocking: the next events, and how far the log has been read with them."""
+        head = self._events.head()
+        found = self._events.after(after, kinds=FOLLOWED, limit=PAGE, through=head) if head > after else []
+        return (found[-1].seq if len(found) == PAGE else max(head, after)), found
 
     async def reach(self, seq: int, timeout_s: float) -> None:
         """Return once ``seq`` is applied here; does not wait for the next poll."""

@@ -16,6 +16,8 @@ from serve.batching import Batcher
 
 Result = TypeVar("Result")
 
+GATHER_S = 0.02  # for feedback: a transaction costs about as much as ten of the feedbacks in it
+
 
 class Recorder:
     """Group commit: what is said while one transaction is written shares the next one.
@@ -28,7 +30,7 @@ class Recorder:
         self._curator = curator
         self._thread = ThreadPoolExecutor(1, "event-log")
         self._answers = Batcher(self._append, self._thread, max_batch=max_group)
-        self._feedback = Batcher(self._hear, self._thread, max_batch=max_group)
+        self._feedback = Batcher(self._hear, self._thread, max_batch=max_group, gather_s=GATHER_S)
         self._changes: Batcher[Callable[[], Any], Any] = Batcher(self._change, self._thread, max_batch=max_group)
 
     async def record(self, event: NewEvent) -> Event:

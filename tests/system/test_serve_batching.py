@@ -549,6 +549,30 @@ def test_a_failure_reaches_every_caller_of_its_group_and_the_next_group_runs() -
     assert second == 42
 
 
+def test_where_many_speak_at_once_the_next_group_waits_for_company() -> None:
+    groups: list[list[int]] = []
+
+    def noted(items: list[int]) -> list[int]:
+        groups.append(items)
+        return items
+
+    async def calls() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher = Batcher(noted, thread, max_batch=8, gather_s=1.0)
+            began = time.monotonic()
+            await batcher.submit(0)
+            assert time.monotonic() - began < 0.9  # alone: at once
+            await asyncio.gather(batcher.submit(1), batcher.submit(2))
+            later = [asyncio.create_task(batcher.submit(3))]
+            await asyncio.sleep(0.2)
+            later.append(asyncio.create_task(batcher.submit(4)))
+            await asyncio.gather(*later)
+            await batcher.close()
+
+    run(calls())
+    assert groups == [[0], [1, 2], [3, 4]]
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 import uvicorn
+from ray.serve._private.common import RequestMetadata
+from ray.serve._private.http_util import ASGIReceiveProxy
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -100,6 +103,36 @@ def test_a_body_in_pieces_is_whole(way: Way, pause_s: float) -> None:
             return (await client.post(f"{way.url}/v1/feedback", content=pieces())).content
 
     assert asyncio.run(post()) == b"onetwothree"
+
+
+async def called_back(scope: Scope) -> int:
+    """How often Ray Serve's own receive asks the proxy for a body while the application waits for something else."""
+    asked = 0
+
+    async def proxy(_request: object) -> bytes:
+        nonlocal asked
+        asked += 1
+        return pickle.dumps(
+            [{"type": "http.request", "body": b"late", "more_body": False}, {"type": "http.disconnect"}]
+        )
+
+    async def application(scope: Scope, receive: Receive, _send: Send) -> None:
+        assert await Request(scope, receive).body() == (scope.get(BODY) or b"late")
+        await asyncio.sleep(0.05)
+
+    async def send(_message: Message) -> None: ...
+
+    receive = ASGIReceiveProxy(scope, RequestMetadata(request_id="1", internal_request_id="1"), proxy)
+    fetching = asyncio.create_task(receive.fetch_until_disconnect())  # as Serve begins every request
+    await Receiver(application)(scope, receive, send)
+    fetching.cancel()
+    return asked
+
+
+def test_serve_does_not_call_back_for_a_body_that_is_here() -> None:
+    head = {"type": "http", "method": "POST", "path": "/v1/feedback", "headers": []}
+    assert asyncio.run(called_back(head | {BODY: b"body"})) == 0
+    assert asyncio.run(called_back(head)) == 1
 
 
 def test_a_client_that_leaves_is_noticed(way: Way) -> None:
