@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from pipeline.memory.types import Reading
 
@@ -49,8 +48,8 @@ def mixture_of(reading: Reading) -> Mixture:
     return Mixture({answer: share for answer, share in shares.items() if share > 0})
 
 
-class CopyMixture(LogitsProcessor):
-    """Log-probabilities of the mixture in place of the model's logits, for one call of ``generate``.
+class CopyMixture:
+    """Log-probabilities of the mixture in place of the model's logits, for one batch that decodes together.
 
     ``mixtures`` has one entry per row of the batch; a row with ``None`` or g = 0 keeps its logits bit for bit. Written
     tokens must be chosen one at a time for the same row (greedy or sampled; not beams, which swap rows).
@@ -97,8 +96,14 @@ class CopyMixture(LogitsProcessor):
         use = self._mixed & ~self._ended & torch.isfinite(mixed.amax(-1))
         return torch.where(use[:, None], mixed.to(scores.dtype), scores)
 
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch: (new batch,) indices."""
+        self._tokens, self._mixed, self._ended = self._tokens[rows], self._mixed[rows], self._ended[rows]
+        self._log_model, self._log_copied = self._log_model[rows], self._log_copied[rows]
+        self._last = self._last[rows] if self._last is not None else None
+
     def copied(self, output_ids: Tensor) -> list[float]:
-        """The posterior that each row's whole output was copied, once ``generate`` has returned it: (batch, tokens)."""
+        """The posterior that each row's whole output was copied, once it has been written: (batch, tokens)."""
         if self._prompt is not None:
             self._weigh(output_ids)
         return self._posterior()[1].exp().sum(-1).tolist()

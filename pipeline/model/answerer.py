@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList
 
 from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.memory.mixture import CopyMixture, Mixture
 from pipeline.model.backbone import Backbone, Batch, Prompt
 from pipeline.model.bundle import Bundle, BundleError
+from pipeline.model.greedy import Opening, Rows, greedy
 from pipeline.model.memory_layer import MemoryPass, attached, spoken
 from pipeline.model.native_layer import Session, remembering
 
@@ -109,22 +109,19 @@ class Answerer:
 
     def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
         backbone = self.backbone
-        batch = backbone.batch(prompts)
-        memory = self.memory_pass(batch)
-        config = GenerationConfig(
-            do_sample=False, max_new_tokens=limit, eos_token_id=backbone.end_token, pad_token_id=backbone.end_token
-        )
-        processor = CopyMixture(mixtures, backbone.answer_ids, backbone.end_token, backbone.device)
-        with backbone.lock, attached(backbone.layers, memory), self._remembering(batch):
-            output = backbone.model.generate(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([processor] if any(mixtures) else []),
-            )
-        new = output[:, batch.ids.shape[1] :].tolist()
-        parts = zip(new, prompts, self._slots(memory, len(prompts)), processor.copied(output), strict=True)
-        return [self._generation(*part) for part in parts]
+        mixture = CopyMixture(mixtures, backbone.answer_ids, backbone.end_token, backbone.device)
+        with backbone.lock:
+            # A native memory layer reads a prompt as a whole: what came right before a token is part of its address.
+            opening = Opening() if self.bundle.written else Opening.of(backbone, prompts)
+            batch = backbone.batch(opening.rest(prompts))
+            memory = self.memory_pass(batch)
+            with attached(backbone.layers, memory), self._remembering(batch) as session:
+                rows = Rows(backbone, memory, session, mixture if any(mixtures) else None)
+                logits = rows.begin(batch, opening)
+                slots = self._slots(memory, len(prompts))
+                written = greedy(rows, logits, limit, backbone.end_token)
+        parts = zip(written, prompts, slots, strict=True)
+        return [self._generation(row.ids, prompt, spoke, row.copied) for row, prompt, spoke in parts]
 
     def _guessed(self, prompts: Sequence[Prompt], guesses: Sequence[str], limit: int) -> list[Generation | None]:
         """The generation where the guess is what greedy decoding writes, up to its end or to ``limit`` tokens."""

@@ -1,0 +1,120 @@
+"""Greedy decoding of a batch: what all prompts begin with is run once, and a row that has ended leaves the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.memory.mixture import CopyMixture
+from pipeline.model.backbone import Backbone, Batch, Prompt
+from pipeline.model.memory_layer import MemoryPass
+from pipeline.model.native_layer import Session
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a batch begins, run once for all of its rows. ``cache`` is ``None`` where nothing is shared."""
+
+    tokens: int = 0
+    cache: Any = None
+
+    @classmethod
+    def of(cls, backbone: Backbone, prompts: Sequence[Prompt]) -> Opening:
+        """What ``prompts`` share before their questions begin: memory layers look at the questions' tokens alone."""
+        tokens = takewhile(lambda column: len(set(column)) == 1, zip(*(prompt.ids for prompt in prompts), strict=False))
+        shared = min(sum(1 for _ in tokens), *(prompt.opening for prompt in prompts))
+        if len(prompts) == 1 or shared == 0:
+            return cls()
+        ids = torch.tensor([prompts[0].ids[:shared]], device=backbone.device)
+        cache = backbone.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
+        return cls(shared, cache)
+
+    def rest(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        return [Prompt(prompt.ids[self.tokens :], prompt.span[self.tokens :]) for prompt in prompts]
+
+
+class Rows:
+    """Everything that the running rows of a batch carry from token to token; it is kept or dropped together."""
+
+    def __init__(
+        self, backbone: Backbone, memory: MemoryPass | None, session: Session | None, mixture: CopyMixture | None
+    ) -> None:
+        self._backbone, self._memory, self._session = backbone, memory, session
+        self.mixture = mixture
+        self._cache: Any = None
+        self._mask = self._positions = torch.empty(0)
+        # By its place: a slice would be a view, over which the output projection takes three times as long.
+        self._last = torch.tensor([-1], device=backbone.device)
+
+    def begin(self, batch: Batch, opening: Opening) -> Tensor:
+        """Run what follows the ``opening``; the logits after each prompt (batch, vocabulary)."""
+        shared = batch.mask.new_ones(len(batch.ids), opening.tokens)
+        self._cache, self._mask = opening.cache, torch.cat([shared, batch.mask], dim=1)
+        self._positions = batch.positions[:, -1:] + opening.tokens
+        return self._forward(batch.ids, batch.positions + opening.tokens)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """One more token for every row (batch, 1): the logits after it (batch, vocabulary)."""
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
+        self._positions = self._positions + 1
+        return self._forward(tokens, self._positions)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows: (new batch,) indices."""
+        self._cache.batch_select_indices(rows)
+        self._mask, self._positions = self._mask[rows], self._positions[rows]
+        if self._session is not None:
+            self._session.select(rows)
+        if self._memory is not None and self._memory.weights is not None:
+            self._memory.weights = self._memory.weights[rows]
+        if self.mixture is not None:
+            self.mixture.select(rows)
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        output = self._backbone.model(
+            input_ids=ids,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=self._last,
+        )
+        self._cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+@dataclass(frozen=True)
+class Written:
+    """One row's tokens, the end token included where it came, and the posterior that they were copied."""
+
+    ids: list[int]
+    copied: float = 0.0
+
+
+def greedy(rows: Rows, logits: Tensor, limit: int, end_token: int) -> list[Written]:
+    """Up to ``limit`` tokens for every row of ``rows``, which have begun with ``logits`` (batch, vocabulary)."""
+    written: dict[int, Written] = {}
+    numbers = torch.arange(len(logits), device=logits.device)  # of the running rows
+    ids = torch.full((len(logits), 1), end_token, device=logits.device)  # one token of the prompt, then the answer
+    for left in reversed(range(limit)):
+        scores = rows.mixture(ids, logits) if rows.mixture else logits
+        ids = torch.cat([ids, scores.argmax(-1, keepdim=True)], dim=1)
+        ended = ids[:, -1] == end_token if left else torch.ones_like(ids[:, -1], dtype=torch.bool)
+        if ended.any():
+            copied = rows.mixture.copied(ids) if rows.mixture else [0.0] * len(ids)
+            for row in ended.nonzero()[:, 0].tolist():
+                written[int(numbers[row])] = Written(ids[row, 1:].tolist(), copied[row])
+            going = (~ended).nonzero()[:, 0]
+            if not len(going):
+                break
+            ids, numbers = ids[going], numbers[going]
+            rows.select(going)
+        logits = rows.step(ids[:, -1:])
+    return [written[number] for number in sorted(written)]
