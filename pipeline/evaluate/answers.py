@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-SAVED_AFTER = 128  # prompts decoded; what an interruption loses at most
+SAVED_AFTER = 256  # prompts decoded; what an interruption loses at most
 _WAIT_S = 60.0  # for another process that writes
 
 
@@ -124,14 +124,29 @@ def forget_answers(path: Path) -> bool:
     return gone > 0
 
 
+class Switch:
+    """Whether what is kept may be used."""
+
+    def __init__(self) -> None:
+        self.on = True
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        self.on = False
+        try:
+            yield
+        finally:
+            self.on = True
+
+
 class CachedGenerator:
-    """An answerer that decodes each prompt once."""
+    """An answerer that decodes each prompt once. Whoever keeps something else beside it asks the same switch."""
 
     def __init__(self, answerer: Generator, cache: AnswerCache | None = None) -> None:
         self.answerer = answerer
+        self.kept = Switch()
         self._cache = cache
         self._store = Store(cache)
-        self._bypassed = False
 
     def generate(
         self,
@@ -141,26 +156,24 @@ class CachedGenerator:
         mixtures: Sequence[Mixture | None] | None = None,
     ) -> list[CachedAnswer]:
         """Answers from mixtures are not kept: their shares change with every lesson."""
-        if self._bypassed or mixtures:
+        if not self.kept.on or mixtures:
             mixed: dict[str, Any] = {"mixtures": mixtures} if mixtures else {}
             fresh = self.answerer.generate(prompts, max_new_tokens=max_new_tokens, **mixed)
             return [CachedAnswer(answer.text) for answer in fresh]
         keys = [self._key(prompt, max_new_tokens) for prompt in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda place: sum(len(m["content"]) for m in prompts[place]))
 
         def decoded(places: Sequence[int]) -> list[str]:
-            found = self.answerer.generate([prompts[place] for place in places], max_new_tokens=max_new_tokens)
-            return [answer.text for answer in found]
+            asked = [prompts[by_length[place]] for place in places]  # each part of like lengths: little is padded
+            return [answer.text for answer in self.answerer.generate(asked, max_new_tokens=max_new_tokens)]
 
-        return [CachedAnswer(text) for text in self._store.each(keys, decoded, lasting=set(keys))]
+        texts = self._store.each([keys[place] for place in by_length], decoded, lasting=set(keys))
+        found = dict(zip(by_length, texts, strict=True))
+        return [CachedAnswer(found[place]) for place in range(len(keys))]
 
-    @contextmanager
-    def bypassed(self) -> Iterator[None]:
+    def bypassed(self) -> AbstractContextManager[None]:
         """Decode for real and remember nothing, for measurements of time."""
-        self._bypassed = True
-        try:
-            yield
-        finally:
-            self._bypassed = False
+        return self.kept.off()
 
     def _key(self, prompt: Sequence[Message], limit: int | None) -> str:
         return self._cache.key(prompt, limit) if self._cache else json.dumps([limit, list(prompt)])

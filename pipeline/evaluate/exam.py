@@ -43,15 +43,22 @@ class Asked:
     rule: Rule
     answers: tuple[str, ...] = ()
 
+    @property
+    def compared(self) -> bool:
+        """Whether the reply is held against the uncorrected system's."""
+        return self.rule in ("unchanged", "first_token")
+
     def right(self, reply: Reply, before: str, first_token: FirstToken) -> bool | None:
         """``None`` where the system has no notion of what is asked."""
+        if self.compared and reply.text is None:
+            return True  # left to the uncorrected system
         match self.rule:
             case "answered":
-                return exact_match(reply.text, self.answers)
+                return exact_match(reply.text or "", self.answers)
             case "unchanged":
                 return reply.text == before
             case "first_token":
-                return first_token(reply.text) == first_token(before)
+                return first_token(reply.text or "") == first_token(before)
             case "silent":
                 return None if reply.from_memory is None else not reply.from_memory
 

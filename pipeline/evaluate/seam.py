@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.data.lines import LessonLine
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 class Reply:
     """One answer.
 
+    - ``text``: ``None`` where the question was left to the uncorrected system; :func:`filled` puts its words there
     - ``from_memory``: a lesson was used; ``None`` where a system cannot tell, because lessons went into its weights
     - ``proposal``: what the lessons would answer if they had to, whatever was decided
     - ``confidence``: how sure the system is that the proposal applies; only the order of its values is used
     """
 
-    text: str
+    text: str | None = None
     from_memory: bool | None = False
     proposal: str | None = None
     confidence: float | None = None
@@ -87,20 +88,17 @@ class Recall:
     confidence: float = 0.0
     applies: bool = False
 
+    @property
+    def reply(self) -> Reply:
+        """The stored answer where it applies; any other question is left to the uncorrected system."""
+        return Reply(self.answer or "" if self.applies else None, self.applies, self.answer, self.confidence)
 
-def recalled_or_asked(questions: Sequence[str], recalls: Sequence[Recall], fallback: System) -> list[Reply]:
-    """Stored answers where they apply, and ``fallback``'s for the other questions, which are asked in one batch."""
-    missing = [question for question, recall in zip(questions, recalls, strict=True) if not recall.applies]
-    rest = iter(fallback.ask(missing) if missing else [])
-    return [
-        Reply(
-            text=recall.answer or "" if recall.applies else next(rest).text,
-            from_memory=recall.applies,
-            proposal=recall.answer,
-            confidence=recall.confidence,
-        )
-        for recall in recalls
-    ]
+
+def filled(replies: Mapping[str, Reply], uncorrected: System) -> dict[str, Reply]:
+    """Replies by question; what was left to the ``uncorrected`` system is asked of it, in one batch."""
+    left = [question for question, reply in replies.items() if reply.text is None]
+    texts = dict(zip(left, uncorrected.ask(left), strict=True)) if left else {}
+    return {q: replace(reply, text=texts[q].text) if q in texts else reply for q, reply in replies.items()}
 
 
 def text_bytes(*texts: str | None) -> int:

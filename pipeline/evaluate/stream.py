@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -19,9 +19,9 @@ from pipeline.evaluate.load import watched
 from pipeline.evaluate.metrics import Interval, share
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import exact_match, prompt_messages
-from pipeline.evaluate.seam import Generator, Reply, System, generate
+from pipeline.evaluate.seam import Generator, Reply, System, filled, generate
 
-BATCH = 128  # questions asked at once; the answerer makes its own batches out of them
+BATCH = 1024  # questions asked at once; out of many the answerer makes batches of like lengths
 TAUGHT_AT_ONCE = 256  # between two reports of progress
 TIMED_QUESTIONS = 50  # one at a time, at each length
 TIMED_SECONDS = 15.0  # ... but no longer than this once there are
@@ -68,12 +68,14 @@ class Course:
 
     @cached_property
     def work(self) -> int:
-        """Lessons to teach and questions to ask, as :func:`play` counts them; second corrections are not foreseen."""
+        """Lessons to teach and questions to ask, as :func:`play` counts them where it asks both systems everything;
+        second corrections are not foreseen."""
         exams = [list(self.exam(length).asked()) for length in self.lengths]
-        return self.lengths[-1] + sum(len(_questions(asked)) + len(_compared(asked)) for asked in exams)
+        return self.lengths[-1] + sum(2 * len(_questions(asked)) for asked in exams)
 
 
 Told = Callable[[int], None]
+Bypassed = Callable[[], AbstractContextManager[object]]  # keeps caches out of the way, where time is measured
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,15 @@ class Meter:
     """Counts lessons taught and questions asked."""
 
     told: Told = lambda _count: None
+    bypassed: Bypassed = nullcontext
 
     def teach(self, system: System, lines: Sequence[LessonLine]) -> float:
-        """Seconds that it took."""
+        """Seconds that it took, with nothing known from another system's or order's lessons."""
         started = time.monotonic()
-        for part in batches(lines, TAUGHT_AT_ONCE):
-            system.teach(part)
-            self.told(len(part))
+        with self.bypassed():
+            for part in batches(lines, TAUGHT_AT_ONCE):
+                system.teach(part)
+                self.told(len(part))
         return time.monotonic() - started
 
     def ask(self, system: System, questions: Sequence[str]) -> dict[str, Reply]:
@@ -112,23 +116,26 @@ def play(
     first_token: FirstToken = first_word,
     timing: Timing | None = None,
     told: Told = lambda _count: None,
+    bypassed: Bypassed = nullcontext,
 ) -> Played:
-    """Teach and ask. ``system`` must have been taught nothing before; time is measured where ``timing`` is given."""
-    meter = Meter(told)
+    """Teach and ask. ``system`` must have been taught nothing before; answers are timed where ``timing`` is given."""
+    meter = Meter(told, bypassed)
     found = Played(outcomes={}, milliseconds={}, others_cores={}, bytes={}, teaching_s={}, decisions=[])
     taught_s = 0.0
     for start, length in pairwise((0, *course.lengths)):
         taught_s += meter.teach(system, [course.lines[number] for number in course.order[start:length]])
         asked = list(course.exam(length).asked())
         replies = meter.ask(system, _questions(asked))
-        before = {q: reply.text for q, reply in meter.ask(uncorrected, _compared(asked)).items()}
-        found.outcomes[length] = judge(asked, replies, before, first_token)
+        found.outcomes[length] = _judged(asked, replies, uncorrected, meter, first_token)
         found.bytes[length], found.teaching_s[length] = system.size_bytes(), taught_s
         if timing:
-            found.milliseconds[length], found.others_cores[length] = timing.measure(system, asked)
+            found.milliseconds[length], found.others_cores[length] = timing.measure(system, asked, uncorrected)
     decisions = list(_decisions(asked, replies))
     if course.workshop:
-        found.outcomes[length] |= _overwritten(course.workshop, course.order[:length], system, meter)
+        second, asked = course.workshop.overwrites(course.order[:length])
+        meter.teach(system, second)  # last of all, because it changes what the lessons' answers are
+        replies = meter.ask(system, _questions(asked))
+        found.outcomes[length] |= _judged(asked, replies, uncorrected, meter, first_token)
     return found.model_copy(update={"decisions": decisions})
 
 
@@ -136,9 +143,17 @@ def _questions(asked: Sequence[Asked]) -> list[str]:
     return list(dict.fromkeys(each.question for each in asked))
 
 
-def _compared(asked: Sequence[Asked]) -> list[str]:
-    """Questions whose outputs are compared with the uncorrected system's."""
-    return list(dict.fromkeys(each.question for each in asked if each.rule in ("unchanged", "first_token")))
+def _judged(
+    asked: Sequence[Asked], replies: dict[str, Reply], uncorrected: System, meter: Meter, first_token: FirstToken
+) -> Outcomes:
+    """The uncorrected system is asked for what outcomes depend on: a question that was left to it has not changed,
+    whatever it says."""
+    answered = {each.question for each in asked if each.rule == "answered"}
+    compared = {each.question for each in asked if each.compared}
+    needed = [q for q, reply in replies.items() if q in (answered if reply.text is None else compared)]
+    said = meter.ask(uncorrected, needed)
+    replies = {q: replace(r, text=said[q].text) if r.text is None and q in said else r for q, r in replies.items()}
+    return judge(asked, replies, {q: reply.text or "" for q, reply in said.items()}, first_token)
 
 
 def _decisions(asked: Sequence[Asked], replies: dict[str, Reply]) -> Iterator[tuple[float, bool, bool]]:
@@ -154,13 +169,6 @@ def _decisions(asked: Sequence[Asked], replies: dict[str, Reply]) -> Iterator[tu
             yield 0.0, False, True  # nothing to propose: never covered
 
 
-def _overwritten(workshop: Workshop, numbers: Sequence[int], system: System, meter: Meter) -> Outcomes:
-    """Last of all, because it changes what the lessons' answers are."""
-    second, asked = workshop.overwrites(numbers)
-    meter.teach(system, second)
-    return judge(asked, meter.ask(system, _questions(asked)), {})
-
-
 # time
 
 
@@ -168,10 +176,10 @@ def _overwritten(workshop: Workshop, numbers: Sequence[int], system: System, met
 class Timing:
     """Times questions of taught lessons, one at a time, while ``bypassed`` keeps caches out of the way."""
 
-    bypassed: Callable[[], AbstractContextManager[object]] = nullcontext
+    bypassed: Bypassed = nullcontext
     seed: int = 0
 
-    def measure(self, system: System, asked: Sequence[Asked]) -> tuple[list[float], float]:
+    def measure(self, system: System, asked: Sequence[Asked], uncorrected: System) -> tuple[list[float], float]:
         """(milliseconds, cores that other processes used meanwhile)."""
         questions = _questions(in_scope(asked))
         drawn(self.seed, "timed").shuffle(questions)
@@ -182,7 +190,7 @@ class Timing:
                 if number > TIMED_LEAST and time.monotonic() - began > TIMED_SECONDS:
                     break
                 started = time.perf_counter()
-                system.ask([question])
+                filled(Meter().ask(system, [question]), uncorrected)
                 milliseconds.append((time.perf_counter() - started) * 1000)
         return milliseconds[1:] or milliseconds, others.cores  # the first one warms up
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -137,9 +138,13 @@ def run(
 def _play(course: Course, name: str, bench: Bench, seed: int, *, timed: bool, told: Told) -> Played:
     """Times are taken in one order only: decoding one question at a time is slow."""
     generator = bench.answerer
-    timing = Timing(generator.bypassed, seed) if timed and isinstance(generator, CachedGenerator) else None
+    bypassed = generator.bypassed if isinstance(generator, CachedGenerator) else nullcontext
+    timing = Timing(bypassed, seed) if timed and isinstance(generator, CachedGenerator) else None
     system = SYSTEMS[name](bench)
-    return play(course, system, bench.uncorrected, first_token=bench.first_token, timing=timing, told=told)
+    return play(
+        course, system, bench.uncorrected,
+        first_token=bench.first_token, timing=timing, told=told, bypassed=bypassed,
+    )  # fmt: skip
 
 
 def forget(kept: Path) -> None:

@@ -5,31 +5,46 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache as cache_once
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import MemorySettings, Recipe
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.answers import AnswerCache, CachedGenerator, cache_file, model_name
+from pipeline.evaluate.answers import AnswerCache, CachedGenerator, Switch, cache_file, model_name
 from pipeline.evaluate.baselines.exact_match import ExactMatch
 from pipeline.evaluate.baselines.rag import Rag
 from pipeline.evaluate.baselines.subject_index import SubjectIndex
 from pipeline.evaluate.baselines.tfidf import TfIdf
 from pipeline.evaluate.exam import first_word
 from pipeline.evaluate.protocol import prompt_messages
-from pipeline.evaluate.seam import Generator, Recall, Reply, System, generate, recalled_or_asked
+from pipeline.evaluate.seam import Generator, Reply, System, generate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.evaluate.baselines.grace import LastStates
+    from pipeline.memory.router import Router
     from pipeline.memory.store import LessonMemory
     from pipeline.memory.strategy import Plan
     from pipeline.model.answerer import Answerer
     from pipeline.model.backbone import Backbone
     from pipeline.model.bundle import Bundle
     from pipeline.model.encoder import Encoder
+
+
+class Untouched:
+    """Leaves every question to the uncorrected system: what that is measured as."""
+
+    def teach(self, lines: Sequence[LessonLine]) -> None:
+        """Nothing is learned."""
+
+    def ask(self, questions: Sequence[str]) -> list[Reply]:
+        return [Reply()] * len(questions)
+
+    def size_bytes(self) -> int:
+        return 0
 
 
 class Uncorrected:
@@ -51,12 +66,9 @@ class Uncorrected:
 class Memory:
     """The product in one process: lesson memory, strategy, answerer. Only question and answer are taught."""
 
-    def __init__(
-        self, memory: LessonMemory, answerer: Generator, uncorrected: System, settings: MemorySettings
-    ) -> None:
+    def __init__(self, memory: LessonMemory, answerer: Generator, settings: MemorySettings) -> None:
         self._memory = memory
         self._answerer = answerer
-        self._uncorrected = uncorrected
         self._settings = settings
 
     def teach(self, lines: Sequence[LessonLine]) -> None:
@@ -74,17 +86,14 @@ class Memory:
             for question, reading in zip(questions, readings, strict=True)
         ]
         texts = decoded(self._answerer, questions, plans)
-        replies = recalled_or_asked(
-            questions, [Recall(text, 0.0, text is not None) for text in texts], self._uncorrected
-        )
         return [
             Reply(
-                text=reply.text,
-                from_memory=reply.from_memory and made.rests_on_lessons(reply.text),
+                text=text,
+                from_memory=text is not None and made.rests_on_lessons(text),
                 proposal=reading.slots[0].answer if reading.slots else None,
                 confidence=reading.gate,
             )
-            for made, reply, reading in zip(plans, replies, readings, strict=True)
+            for made, text, reading in zip(plans, texts, readings, strict=True)
         ]
 
     def size_bytes(self) -> int:
@@ -143,19 +152,19 @@ class Bench:
 
 def _memory(bench: Bench, **changes: str) -> Memory:
     settings = bench.settings.model_copy(update=changes)
-    return Memory(bench.empty_memory(), bench.answerer, bench.uncorrected, settings)
+    return Memory(bench.empty_memory(), bench.answerer, settings)
 
 
 SYSTEMS: dict[str, Callable[[Bench], System]] = {
-    "uncorrected": lambda bench: bench.uncorrected,
+    "uncorrected": lambda _bench: Untouched(),
     "memory": _memory,  # the recipe's strategy
     "adaptive": partial(_memory, strategy="adaptive"),
     "copy": partial(_memory, strategy="copy"),
     "context": partial(_memory, strategy="context"),
     "weights": partial(_memory, strategy="weights"),
-    "exact_match": lambda bench: ExactMatch(bench.uncorrected),
-    "tfidf": lambda bench: TfIdf(bench.uncorrected),
-    "subject_index": lambda bench: SubjectIndex(bench.uncorrected),
+    "exact_match": lambda _bench: ExactMatch(),
+    "tfidf": lambda _bench: TfIdf(),
+    "subject_index": lambda _bench: SubjectIndex(),
     "rag": lambda bench: Rag(bench.answerer, bench.encoder()),
     "grace": lambda bench: _grace(bench),
     "fine_tuning": lambda bench: _trained("FineTuning", bench),
@@ -170,7 +179,7 @@ LIMITED = dict.fromkeys(("fine_tuning", "replay_fine_tuning", "lora_replay"), 10
 def _grace(bench: Bench) -> System:
     from pipeline.evaluate.baselines.grace import Grace
 
-    return Grace(bench.uncorrected, bench.states)
+    return Grace(bench.states)
 
 
 def _trained(kind: str, bench: Bench) -> System:
@@ -185,13 +194,24 @@ def make_bench(
 ) -> Bench:
     """A bench around a loaded answerer; ``router`` is the bundle's, empty or ``None`` for the shipped one.
 
-    What the answerer decodes is kept in memory, and in ``cache`` where one is given.
+    What the answerer decodes is kept in memory, and in ``cache`` where one is given; what encoder and router make of
+    texts is kept in memory.
     """
-    from pipeline.model.encoder import load_encoder
-
     generator = CachedGenerator(answerer, cache)
-    encoder = lru_cache(maxsize=1)(partial(load_encoder, recipe.model.encoder))
-    empty_memory = partial(_empty_memory, recipe, encoder, router or None)
+
+    @cache_once
+    def encoder() -> Encoder:
+        return _known_encoder(recipe, generator.kept)
+
+    @cache_once
+    def known_router() -> Router:
+        return _known_router(router, generator.kept)
+
+    def empty_memory() -> LessonMemory:
+        from pipeline.memory.store import LessonMemory
+
+        return LessonMemory(encoder(), known_router(), recipe.memory)
+
     first_token = partial(_first_token, answerer.backbone)
     return Bench(generator, Uncorrected(generator), recipe.memory, empty_memory, encoder, answerer, first_token)
 
@@ -210,8 +230,16 @@ def _first_token(backbone: Backbone, text: str) -> str:
     return repr(backbone.answer_ids(text)[:1])
 
 
-def _empty_memory(recipe: Recipe, encoder: Callable[[], Encoder], router: Mapping[str, Tensor] | None) -> LessonMemory:
-    from pipeline.memory.router import load_router
-    from pipeline.memory.store import LessonMemory
+def _known_encoder(recipe: Recipe, kept: Switch) -> Encoder:
+    from pipeline.evaluate.known import KnownVectors
+    from pipeline.model.encoder import load_encoder
 
-    return LessonMemory(encoder(), load_router(router), recipe.memory)
+    return KnownVectors(load_encoder(recipe.model.encoder), kept)
+
+
+def _known_router(tensors: Mapping[str, Tensor] | None, kept: Switch) -> Router:
+    from pipeline.evaluate.known import KnownPairs
+    from pipeline.memory.router import TrainedRouter, load_router
+
+    router = load_router(tensors or None)
+    return TrainedRouter(router.tensors, KnownPairs(router.pair_encoders, kept))

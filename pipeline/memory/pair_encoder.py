@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,15 @@ def make_trainable(encoder: PairEncoder, rank: int) -> list[nn.Parameter]:
     for _, parent, attribute in list(_linears(encoder)):
         setattr(parent, attribute, LowRank(getattr(parent, attribute), rank))
     return [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+
+
+class PairReader(Protocol):
+    """Log-odds that the texts of each pair ask the same thing, from reading them together."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> list[float]: ...
 
 
 class PairEncoders:

@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from pipeline.memory.features import Pair, WordTable, features
-from pipeline.memory.pair_encoder import STYLES, PairEncoders, load_pair_encoders, style
+from pipeline.memory.pair_encoder import STYLES, PairReader, load_pair_encoders, style
 from pipeline.memory.types import question_key
 from pipeline.memory.typos import Mender
 
@@ -54,9 +54,9 @@ class Head:
 class TrainedRouter:
     """Three steps, cheap to dear: same words; a head on features; a pair encoder for what the head leaves open."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], pair_encoders: PairEncoders) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], pair_encoders: PairReader) -> None:
         self.tensors = dict(tensors)
-        self._pairs = pair_encoders
+        self.pair_encoders = pair_encoders
         self._first = Head(tensors, "first")
         self._final = {name: Head(tensors, f"{name}.final") for name in STYLES}
         self._open = float(tensors["open"][0])  # log-odds of the first head under which nothing is read closely
@@ -85,7 +85,7 @@ class TrainedRouter:
         scores = np.full(len(pairs), UNSCORED)
         if rows:
             close = [pairs[row] for row in rows]
-            read = self._pairs.score([(pair.question, pair.phrasing) for pair in close])
+            read = self.pair_encoders.score([(pair.question, pair.phrasing) for pair in close])
             judged = final_inputs(inputs[rows], close, read)
             styles = np.array([style(pair.question, pair.phrasing) for pair in close])
             scores[rows] = np.select(

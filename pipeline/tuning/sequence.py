@@ -18,7 +18,7 @@ from pipeline.evaluate.answers import CachedGenerator
 from pipeline.evaluate.exam import Exam
 from pipeline.evaluate.metrics import Interval
 from pipeline.evaluate.protocol import exact_match
-from pipeline.evaluate.seam import System
+from pipeline.evaluate.seam import Reply, System, filled
 from pipeline.evaluate.stream import Meter, Timing
 from pipeline.evaluate.systems import SYSTEMS, Bench, make_bench
 from pipeline.files import write_whole
@@ -168,10 +168,11 @@ def _examine(
     exam, memory = probes.exam(lines), SYSTEMS["memory"](bench)
     memory.teach(lines)
     weights = _ask(bench.uncorrected, exam)
-    on, off = exam.score(_ask(memory, exam), before), exam.score(weights, before)
+    replies = filled(Meter().ask(memory, exam.questions), bench.uncorrected)
+    on, off = exam.score(_texts(replies), before), exam.score(weights, before)
     row = [sum(exact_match(weights[x.question], (x.answer,)) for x in part) / len(part) for part in log]
     assert isinstance(bench.answerer, CachedGenerator)
-    milliseconds, _ = Timing(bench.answerer.bypassed).measure(memory, [*exam.asked()])
+    milliseconds, _ = Timing(bench.answerer.bypassed).measure(memory, [*exam.asked()], bench.uncorrected)
     return on, off, row, median(milliseconds)
 
 
@@ -191,4 +192,8 @@ def _lines(log: Log) -> list[LessonLine]:
 
 
 def _ask(system: System, exam: Exam) -> dict[str, str]:
-    return {question: reply.text for question, reply in Meter().ask(system, exam.questions).items()}
+    return _texts(Meter().ask(system, exam.questions))
+
+
+def _texts(replies: Mapping[str, Reply]) -> dict[str, str]:
+    return {question: reply.text or "" for question, reply in replies.items()}

@@ -19,7 +19,7 @@ from pipeline.evaluate.exam import Asked, Exam, first_word, judge
 from pipeline.evaluate.harder import Workshop
 from pipeline.evaluate.protocol import Message
 from pipeline.evaluate.result import Result
-from pipeline.evaluate.seam import Reply, System
+from pipeline.evaluate.seam import Reply, System, filled
 from pipeline.evaluate.stream import Course, Played, Timing, noise_floor, order, play
 from pipeline.evaluate.summary import pooled, risk_coverage
 from pipeline.evaluate.systems import SYSTEMS, Bench, Uncorrected
@@ -115,8 +115,9 @@ def played(system: System, wanted: Course) -> dict[int, dict[str, tuple[float, i
     }
 
 
-def said(system: System, questions: Sequence[str]) -> list[str]:
-    return [reply.text for reply in system.ask(questions)]
+def said(system: System, questions: Sequence[str]) -> list[str | None]:
+    replies = filled(dict(zip(questions, system.ask(questions), strict=True)), Uncorrected(Parrot()))
+    return [reply.text for reply in replies.values()]
 
 
 def test_each_length_asks_the_lessons_taught_so_far() -> None:
@@ -200,10 +201,38 @@ def test_each_strategy_is_a_system() -> None:
         system.teach([FRANCE])
         said_by[name] = system.ask([FRANCE.question])[0]
     assert {name: reply.text for name, reply in said_by.items()} == {
-        "weights": "France?", "copy": "Lyon", "adaptive": "Lyon", "context": "France?",
+        "weights": None, "copy": "Lyon", "adaptive": "Lyon", "context": "France?",
     }  # fmt: skip
     assert [said_by[name].from_memory for name in ("weights", "context")] == [False, True]
-    assert answerer.decoded == 2  # the plain prompt, and the one with the lesson
+    assert answerer.decoded == 1  # the prompt with the lesson; the plain one is left to the uncorrected system
+
+
+def test_a_neighbour_that_is_left_alone_is_not_decoded() -> None:
+    wanted = course([FRANCE], 1)
+    for name, decoded in (("exact_match", 1), ("uncorrected", 2)):
+        answerer = Parrot()
+        shared = bench(answerer)
+        system = SYSTEMS[name](shared)
+        outcomes = play(wanted, system, shared.uncorrected).outcomes[1]
+        assert answerer.decoded == decoded  # the paraphrase, and the lesson's question where it is not recalled
+        exam, model = wanted.exam(1), Uncorrected(Parrot())
+        before = dict(zip(exam.questions, said(model, exam.questions), strict=True))
+        whole = filled(dict(zip(exam.questions, system.ask(exam.questions), strict=True)), model)
+        assert outcomes == judge(exam.asked(), whole, before)  # as if everything had been decoded
+
+
+def test_lessons_are_taught_without_what_is_known_from_others() -> None:
+    shared = bench(Parrot())
+    seen: list[bool] = []
+
+    class Watching(Overreaching):
+        def teach(self, lines: Sequence[LessonLine]) -> None:
+            super().teach(lines)
+            seen.append(shared.answerer.kept.on)  # type: ignore[attr-defined]
+
+    play(course([FRANCE], 1), Watching(), shared.uncorrected, bypassed=shared.answerer.bypassed)  # type: ignore[attr-defined]
+    assert seen == [False]
+    assert shared.answerer.kept.on  # type: ignore[attr-defined]
 
 
 def test_the_noise_floor_compares_batch_sizes() -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import normalise, prompt_messages
-from pipeline.evaluate.seam import Recall, Reply, System, recalled_or_asked, text_bytes
+from pipeline.evaluate.seam import Recall, Reply, text_bytes
 from pipeline.model.backbone import Backbone
 
 # Chosen on lessons_dev, lines 0 to 199, of eight layers and eight radii: reliability .99, generality .14, locality .98
@@ -38,7 +38,7 @@ class Encoded(Protocol):
 
 
 class LastStates:
-    """Unit state of the last prompt token after one decoder layer; each question is computed once."""
+    """Unit state of the last prompt token after so many decoder layers; each question is computed once."""
 
     def __init__(self, backbone: Backbone, layer: int | None = None, batch: int = 32) -> None:
         self._backbone, self._batch = backbone, batch
@@ -57,11 +57,7 @@ class LastStates:
         backbone = self._backbone
         batch = backbone.batch([backbone.prompt(prompt_messages(question)) for question in questions])
         with backbone.lock:
-            output = backbone.model(
-                input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False,
-                output_hidden_states=True, logits_to_keep=1,
-            )  # fmt: skip
-        last = output.hidden_states[self.layer][:, -1]  # prompts are padded on the left
+            last = backbone.states(batch, self.layer - 1)[:, -1]  # prompts are padded on the left
         unit: States = torch.nn.functional.normalize(last.float(), dim=-1).cpu().numpy()
         return unit
 
@@ -75,8 +71,8 @@ class Slot:
 
 
 class Grace:
-    def __init__(self, uncorrected: System, states: Encoded, radius: float = RADIUS) -> None:
-        self._uncorrected, self._states, self._radius = uncorrected, states, radius
+    def __init__(self, states: Encoded, radius: float = RADIUS) -> None:
+        self._states, self._radius = states, radius
         self._keys: States = np.zeros((0, 0), dtype=np.float32)  # room for twice the slots, at most
         self.slots: list[Slot] = []
 
@@ -86,9 +82,8 @@ class Grace:
 
     def ask(self, questions: Sequence[str]) -> list[Reply]:
         if not self.slots:
-            return self._uncorrected.ask(questions)
-        found = [self._recall(state) for state in self._states.encode(questions)]
-        return recalled_or_asked(questions, found, self._uncorrected)
+            return [Reply()] * len(questions)
+        return [self._recall(state).reply for state in self._states.encode(questions)]
 
     def size_bytes(self) -> int:
         return self._keys[: len(self.slots)].nbytes + sum(text_bytes(slot.answer) + 4 for slot in self.slots)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.seam import Recall, Reply, System, recalled_or_asked, text_bytes
+from pipeline.evaluate.seam import Recall, Reply, text_bytes
 from pipeline.memory.router_data import common_subject
 
 _WORD = re.compile(r"\w+")
@@ -20,8 +20,7 @@ def told_subject(line: LessonLine) -> str | None:
 class SubjectIndex:
     """The latest lesson about the longest known subject that the question names, whatever is asked about it."""
 
-    def __init__(self, uncorrected: System) -> None:
-        self._uncorrected = uncorrected
+    def __init__(self) -> None:
         self._answers: dict[tuple[str, ...], str] = {}  # the subject's words -> answer
         self._longest = 0
 
@@ -32,7 +31,7 @@ class SubjectIndex:
             self._longest = max(self._longest, len(words))
 
     def ask(self, questions: Sequence[str]) -> list[Reply]:
-        return recalled_or_asked(questions, [self._recall(question) for question in questions], self._uncorrected)
+        return [self._recall(question).reply for question in questions]
 
     def size_bytes(self) -> int:
         return text_bytes(*(" ".join(words) for words in self._answers), *self._answers.values())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.seam import Recall, Reply, System, recalled_or_asked, text_bytes
+from pipeline.evaluate.seam import Recall, Reply, text_bytes
 from pipeline.memory.types import question_key
 
 THRESHOLD = 0.5  # cosine; the best for both: lessons_dev, lines 0 to 999, and the example stream's part fit
@@ -17,8 +17,7 @@ THRESHOLD = 0.5  # cosine; the best for both: lessons_dev, lines 0 to 999, and t
 class TfIdf:
     """A store keyed by TF-IDF vectors of character 3- to 5-grams inside words, weighted anew as lessons come."""
 
-    def __init__(self, uncorrected: System, threshold: float = THRESHOLD) -> None:
-        self._uncorrected = uncorrected
+    def __init__(self, threshold: float = THRESHOLD) -> None:
         self._threshold = threshold
         self._lessons: dict[str, tuple[str, str]] = {}  # key -> (question, answer)
         self._fitted: tuple[Any, Any] | None = None  # vectoriser, (lessons, n-grams)
@@ -28,7 +27,7 @@ class TfIdf:
         self._fitted = None
 
     def ask(self, questions: Sequence[str]) -> list[Reply]:
-        return recalled_or_asked(questions, self._recall(questions), self._uncorrected)
+        return [recall.reply for recall in self._recall(questions)]
 
     def size_bytes(self) -> int:
         vectors = self._fit()[1] if self._lessons else None
