@@ -1,5 +1,9 @@
 """The replica's metrics, twice: in Prometheus's form at ``/metrics``, which reaches one replica, and through Ray's own
-exporter, which has those of all replicas beside Serve's, each with its ``replica``."""
+exporter, which has those of all replicas beside Serve's, each with its ``replica``.
+
+Ray's are told of it now and then (:meth:`Meters.export`): telling them costs a quarter of a millisecond, and a request
+would wait for that. Everything here is called from the event loop.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,18 @@ class Count:
     ) -> None:
         self._here = prometheus.Counter(name, about, tags, registry=registry)
         self._ray = Counter(name, about, tag_keys=tags)  # type: ignore[arg-type]  # Ray means any number
+        self._tags = tags
+        self._untold: dict[tuple[str, ...], float] = {}  # amounts by the tags' values
 
     def inc(self, amount: float = 1.0, tags: Mapping[str, str] | None = None) -> None:
         (self._here.labels(**tags) if tags else self._here).inc(amount)
-        self._ray.inc(amount, tags=dict(tags or {}))
+        values = tuple((tags or {})[name] for name in self._tags)
+        self._untold[values] = self._untold.get(values, 0.0) + amount
+
+    def export(self) -> None:
+        for values, amount in self._untold.items():
+            self._ray.inc(amount, tags=dict(zip(self._tags, values, strict=True)))
+        self._untold.clear()
 
 
 class Meters:
@@ -32,6 +44,8 @@ class Meters:
     def __init__(self) -> None:
         self.registry = prometheus.CollectorRegistry()
         self._watched: list[tuple[Gauge, Callable[[], float]]] = []
+        self._counts: list[Count] = []
+        self._took: list[tuple[str, float]] = []  # strategy and milliseconds of the answers that Ray is not told of yet
         self.answers = self._count("agm_answers", "answers given", "strategy", "model_version")
         self.tokens = self._count("agm_tokens", "tokens decoded")
         self.feedback = self._count("agm_feedback", "feedback accepted", "kind")
@@ -51,7 +65,9 @@ class Meters:
         )
 
     def _count(self, name: str, about: str, *tags: str) -> Count:
-        return Count(self.registry, name, about, tags)
+        count = Count(self.registry, name, about, tags)
+        self._counts.append(count)
+        return count
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
         """A gauge that is read when somebody looks, and at each :meth:`export`."""
@@ -59,14 +75,19 @@ class Meters:
         self._watched.append((Gauge(name, about), value))
 
     def export(self) -> None:
-        """Tell Ray's exporter, which takes what it is given, what the gauges say now."""
+        """Tell Ray's exporter what the gauges say now, and what has been counted and timed since it was last told."""
         for gauge, value in self._watched:
             gauge.set(value())
+        for count in self._counts:
+            count.export()
+        for strategy, milliseconds in self._took:
+            self._ray_answer_ms.observe(milliseconds, tags={"strategy": strategy})
+        self._took.clear()
 
     def answered(self, strategy: str, model_version: int, tokens: int, milliseconds: float) -> None:
         self.answers.inc(tags={"strategy": strategy, "model_version": str(model_version)})
         self._answer_ms.labels(strategy=strategy).observe(milliseconds)
-        self._ray_answer_ms.observe(milliseconds, tags={"strategy": strategy})
+        self._took.append((strategy, milliseconds))
         if tokens:
             self.tokens.inc(tokens)
 

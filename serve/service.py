@@ -122,6 +122,7 @@ class Service:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        self.meters.export()
         await self.engine.close()
         await self.recorder.close()
         self.champion_follower.close()

@@ -52,7 +52,7 @@ def distance(method: DenseMethod, base: Answerer) -> float:
 
 def test_low_rank_maps_learn_and_are_served_merged(recipe: Recipe, base: Answerer, tmp_path: Path) -> None:
     """The bundle says what the adapted model says; so does peft with the exported adapter on the base model."""
-    method = trained(recipe, base, method="lora", learning_rate=0.03)
+    method = trained(recipe, base, method="lora", epochs=80)  # a greater step misses an answer on some processors
     assert isinstance(method, LoraMethod)
     assert {name.split(".")[-3] for name, p in method.adapted.named_parameters() if p.requires_grad} == {
         "lora_A", "lora_B",
