@@ -60,9 +60,9 @@ class Batcher(Generic[Item, Result]):
                 await self._serve(group)
 
     async def _gather(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        group = [await self._queue.get()]
         if self._crowded and self._gather_s:
-            await asyncio.sleep(self._gather_s)
+            await asyncio.sleep(self._gather_s)  # before anything is taken: whoever closes finds it in the queue
+        group = [await self._queue.get()]
         while len(group) < self._max_batch and not self._queue.empty():
             group.append(self._queue.get_nowait())
         self._crowded = len(group) > 1

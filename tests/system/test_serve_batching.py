@@ -573,6 +573,20 @@ def test_where_many_speak_at_once_the_next_group_waits_for_company() -> None:
     assert groups == [[0], [1, 2], [3, 4]]
 
 
+def test_nobody_is_forgotten_who_waits_for_company_at_the_end() -> None:
+    async def calls() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher: Batcher[int, int] = Batcher(list, thread, max_batch=8, gather_s=5.0)
+            await asyncio.gather(batcher.submit(1), batcher.submit(2))
+            waiting = asyncio.create_task(batcher.submit(3))
+            await asyncio.sleep(0.1)
+            await batcher.close()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(waiting, 2.0)
+
+    run(calls())
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
