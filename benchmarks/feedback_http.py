@@ -80,7 +80,7 @@ def main() -> None:
     asked = parser.parse_args()
     result: dict[str, Any] = {"machine": machine(), "protocol": vars(asked)}
     with serving(None, {}) as place:
-        serve_nothing()
+        serve_nothing(EMPTY, EMPTY_FETCHES)
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda number: answered(place, number), range(ANSWERS)))
 
@@ -88,15 +88,13 @@ def main() -> None:
             body = {"response_id": answers[number % ANSWERS], "kind": kind, "value": value}
             return "POST", "/v1/feedback", body | {"source": f"user{number % 50}"}, place.keys[key]
 
+        def for_nothing(prefix: str, number: int) -> Call:
+            return "POST", f"{prefix}/", said("rating", 1.0, "ask", number)[2], ""
+
         calls: dict[str, Callable[[int], Call]] = {
             "empty_get": lambda _: ("GET", f"{EMPTY}/", None, ""),
-            "empty_post": lambda number: ("POST", f"{EMPTY}/", said("rating", 1.0, "ask", number)[2], ""),
-            "empty_post_fetches": lambda number: (
-                "POST",
-                f"{EMPTY_FETCHES}/",
-                said("rating", 1.0, "ask", number)[2],
-                "",
-            ),
+            "empty_post": lambda number: for_nothing(EMPTY, number),
+            "empty_post_fetches": lambda number: for_nothing(EMPTY_FETCHES, number),
             "rating": lambda number: said("rating", 1.0, "ask", number),
             "correction": lambda number: said("correction", f"Keeper {number}", "teach", number),
         }

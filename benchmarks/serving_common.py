@@ -53,10 +53,10 @@ class Empty:
     """What HTTP and Serve cost alone: a request is read and nothing is done."""
 
 
-def serve_nothing() -> None:
-    """The peers, behind the same proxy in replicas of their own."""
-    ray_serve.run(Empty.bind(), name="empty", route_prefix=EMPTY)
-    ray_serve.run(Empty.bind(), name="empty-fetches", route_prefix=EMPTY_FETCHES)
+def serve_nothing(*prefixes: str) -> None:
+    """The peers, behind the same proxy, each in a replica of its own."""
+    for prefix in prefixes:
+        ray_serve.run(Empty.bind(), name=prefix.strip("/").replace("/", "-"), route_prefix=prefix)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def main() -> None:
     changes = {"serve.replicas": arguments.replicas, "serve.cpus_per_replica": 0.5}
     with serving(None, changes) as place, Client(place.url, place.keys["teach"]) as client:
         result |= corrections(client, arguments.replicas) | copies(client, arguments.lessons)
-        serve_nothing()
+        serve_nothing(EMPTY)
         result["empty_ms"] = nothing(place)
     print(result)
     shown = {

@@ -48,13 +48,13 @@ class LessonFollower:
                 await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, self._memory.apply, found)
             await self._engine.followed.advance(seq)
             behind = len(found) == PAGE
-        return seq
+        return self._engine.followed.value
 
     def _page(self, after: int) -> tuple[int, list[Event]]:
         """Blocking: the next events, and how far the log has been read with them."""
         head = self._events.head()
         found = self._events.after(after, kinds=FOLLOWED, limit=PAGE, through=head) if head > after else []
-        return (found[-1].seq if len(found) == PAGE else max(head, after)), found
+        return (found[-1].seq if len(found) == PAGE else head), found
 
     async def reach(self, seq: int, timeout_s: float) -> None:
         """Return once ``seq`` is applied here; does not wait for the next poll."""

@@ -122,9 +122,9 @@ class Service:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        self.meters.export()
         await self.engine.close()
         await self.recorder.close()
+        self.meters.export()
         self.champion_follower.close()
         self.log.engine.dispose()
 

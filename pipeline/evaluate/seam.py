@@ -94,11 +94,12 @@ class Recall:
         return Reply(self.answer or "" if self.applies else None, self.applies, self.answer, self.confidence)
 
 
-def filled(replies: Mapping[str, Reply], uncorrected: System) -> dict[str, Reply]:
-    """Replies by question; what was left to the ``uncorrected`` system is asked of it, in one batch."""
-    left = [question for question, reply in replies.items() if reply.text is None]
-    texts = dict(zip(left, uncorrected.ask(left), strict=True)) if left else {}
-    return {q: replace(reply, text=texts[q].text) if q in texts else reply for q, reply in replies.items()}
+def filled(replies: Mapping[str, Reply], said: Mapping[str, str]) -> dict[str, Reply]:
+    """Replies by question, with what the uncorrected system ``said`` where a question was left to it."""
+    return {
+        question: replace(reply, text=said[question]) if reply.text is None and question in said else reply
+        for question, reply in replies.items()
+    }
 
 
 def text_bytes(*texts: str | None) -> int:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
@@ -151,9 +151,8 @@ def _judged(
     answered = {each.question for each in asked if each.rule == "answered"}
     compared = {each.question for each in asked if each.compared}
     needed = [q for q, reply in replies.items() if q in (answered if reply.text is None else compared)]
-    said = meter.ask(uncorrected, needed)
-    replies = {q: replace(r, text=said[q].text) if r.text is None and q in said else r for q, r in replies.items()}
-    return judge(asked, replies, {q: reply.text or "" for q, reply in said.items()}, first_token)
+    said = {question: reply.text or "" for question, reply in meter.ask(uncorrected, needed).items()}
+    return judge(asked, filled(replies, said), said, first_token)
 
 
 def _decisions(asked: Sequence[Asked], replies: dict[str, Reply]) -> Iterator[tuple[float, bool, bool]]:
@@ -190,7 +189,9 @@ class Timing:
                 if number > TIMED_LEAST and time.monotonic() - began > TIMED_SECONDS:
                     break
                 started = time.perf_counter()
-                filled(Meter().ask(system, [question]), uncorrected)
+                (reply,) = system.ask([question])
+                if reply.text is None:
+                    uncorrected.ask([question])
                 milliseconds.append((time.perf_counter() - started) * 1000)
         return milliseconds[1:] or milliseconds, others.cores  # the first one warms up
 

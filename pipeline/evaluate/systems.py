@@ -199,19 +199,9 @@ def make_bench(
     """
     generator = CachedGenerator(answerer, cache)
 
-    @cache_once
-    def encoder() -> Encoder:
-        return _known_encoder(recipe, generator.kept)
-
-    @cache_once
-    def known_router() -> Router:
-        return _known_router(router, generator.kept)
-
-    def empty_memory() -> LessonMemory:
-        from pipeline.memory.store import LessonMemory
-
-        return LessonMemory(encoder(), known_router(), recipe.memory)
-
+    encoder = cache_once(partial(_known_encoder, recipe, generator.kept))
+    known_router = cache_once(partial(_known_router, router, generator.kept))
+    empty_memory = partial(_empty_memory, recipe, encoder, known_router)
     first_token = partial(_first_token, answerer.backbone)
     return Bench(generator, Uncorrected(generator), recipe.memory, empty_memory, encoder, answerer, first_token)
 
@@ -228,6 +218,12 @@ def load_bench(recipe: Recipe, bundle: Bundle) -> Bench:
 
 def _first_token(backbone: Backbone, text: str) -> str:
     return repr(backbone.answer_ids(text)[:1])
+
+
+def _empty_memory(recipe: Recipe, encoder: Callable[[], Encoder], router: Callable[[], Router]) -> LessonMemory:
+    from pipeline.memory.store import LessonMemory
+
+    return LessonMemory(encoder(), router(), recipe.memory)
 
 
 def _known_encoder(recipe: Recipe, kept: Switch) -> Encoder:

@@ -13,19 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import BindParameter, Connection, Engine, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, Engine, RowMapping, bindparam, insert, select, update
 
 from pipeline.feedback.database import write_transaction
 from pipeline.feedback.master_keys import FileKeyService, key_file
 from pipeline.feedback.privacy import Redactor
-from pipeline.feedback.reading import NAMES, STORED, EventReader
+from pipeline.feedback.reading import NAMES, STORED, TENANTS, EventReader
 from pipeline.feedback.records import Event, NewEvent, attempt, check_text, with_the_sound
 from pipeline.feedback.tables import citations, sequence, tombstones
 from pipeline.feedback.tables import events as table
 from pipeline.feedback.vault import Vault, chunks
 from pipeline.memory.belief import evidence_for
 
-_TENANTS: BindParameter[str] = bindparam("tenants", expanding=True)
 _GROUP = 256  # appends in one transaction
 MAX_BACKLOG = 1_000_000  # events that wait for a sealer that has begun: a gigabyte or so
 _COUNTER = sequence.c.name == "events"
@@ -34,7 +33,7 @@ _ADVANCE = update(sequence).where(_COUNTER).values(value=bindparam("head"))
 _SEALED = select(sequence.c.value).where(sequence.c.name == "sealed").scalar_subquery()
 _HEAD = select(sequence.c.value, _SEALED).where(_COUNTER).with_for_update()
 # The tenants, or SQLite would find no index and read the whole log.
-_KNOWN = STORED.where(table.c.tenant.in_(_TENANTS), table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
+_KNOWN = STORED.where(table.c.tenant.in_(TENANTS), table.c.feedback_id.in_(NAMES)).order_by(table.c.seq)
 _ERASED = select(tombstones.c.fingerprint).where(tombstones.c.fingerprint.in_(NAMES))
 _TEXTS = ("event_id", "time", "tenant", "scope_id", "source", "feedback_id", "response_id")
 

@@ -24,6 +24,7 @@ def _of_kind(kind: EventKind) -> ColumnElement[bool]:
 # Statements that are run for every request are made once: putting one together costs more than running it.
 STORED = select(*(column for column in table.c if column.name not in ("part", "lesson_id")))
 NAMES: BindParameter[str] = bindparam("names", expanding=True)
+TENANTS: BindParameter[str] = bindparam("tenants", expanding=True)
 _HEAD = select(sequence.c.value).where(sequence.c.name == "events")
 _RESPONSES = STORED.where(table.c.response_id.in_(NAMES), _of_kind("answer")).order_by(table.c.seq)
 _LATELY = (

@@ -168,7 +168,7 @@ def _examine(
     exam, memory = probes.exam(lines), SYSTEMS["memory"](bench)
     memory.teach(lines)
     weights = _ask(bench.uncorrected, exam)
-    replies = filled(Meter().ask(memory, exam.questions), bench.uncorrected)
+    replies = filled(Meter().ask(memory, exam.questions), weights)
     on, off = exam.score(_texts(replies), before), exam.score(weights, before)
     row = [sum(exact_match(weights[x.question], (x.answer,)) for x in part) / len(part) for part in log]
     assert isinstance(bench.answerer, CachedGenerator)

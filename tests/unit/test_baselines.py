@@ -17,7 +17,7 @@ from pipeline.evaluate.baselines.grace import Grace, LastStates
 from pipeline.evaluate.baselines.subject_index import SubjectIndex
 from pipeline.evaluate.baselines.tfidf import TfIdf
 from pipeline.evaluate.protocol import prompt_messages
-from pipeline.evaluate.seam import Reply, System, filled
+from pipeline.evaluate.seam import System, filled
 from pipeline.model.answerer import Answerer
 from tests.tiny import LESSONS, UNRELATED
 
@@ -25,20 +25,9 @@ OZ = LessonLine(question="What is the capital of Oz?", answer="Emerald City", su
 NARNIA = LessonLine(question="Who rules Narnia?", answer="Aslan", paraphrases=("In whose hands is Narnia?",))
 
 
-class Silent:
-    """The uncorrected model of these tests."""
-
-    def teach(self, lines: Sequence[LessonLine]) -> None: ...
-
-    def ask(self, questions: Sequence[str]) -> list[Reply]:
-        return [Reply("no idea")] * len(questions)
-
-    def size_bytes(self) -> int:
-        return 0
-
-
 def texts(system: System, *questions: str) -> list[str | None]:
-    replies = filled(dict(zip(questions, system.ask(questions), strict=True)), Silent())
+    """Where a question is left to the uncorrected model, that says "no idea"."""
+    replies = filled(dict(zip(questions, system.ask(questions), strict=True)), dict.fromkeys(questions, "no idea"))
     return [reply.text for reply in replies.values()]
 
 

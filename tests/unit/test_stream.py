@@ -116,7 +116,9 @@ def played(system: System, wanted: Course) -> dict[int, dict[str, tuple[float, i
 
 
 def said(system: System, questions: Sequence[str]) -> list[str | None]:
-    replies = filled(dict(zip(questions, system.ask(questions), strict=True)), Uncorrected(Parrot()))
+    uncorrected = Uncorrected(Parrot()).ask(questions)
+    before = {question: reply.text or "" for question, reply in zip(questions, uncorrected, strict=True)}
+    replies = filled(dict(zip(questions, system.ask(questions), strict=True)), before)
     return [reply.text for reply in replies.values()]
 
 
@@ -216,8 +218,8 @@ def test_a_neighbour_that_is_left_alone_is_not_decoded() -> None:
         outcomes = play(wanted, system, shared.uncorrected).outcomes[1]
         assert answerer.decoded == decoded  # the paraphrase, and the lesson's question where it is not recalled
         exam, model = wanted.exam(1), Uncorrected(Parrot())
-        before = dict(zip(exam.questions, said(model, exam.questions), strict=True))
-        whole = filled(dict(zip(exam.questions, system.ask(exam.questions), strict=True)), model)
+        before = {q: text or "" for q, text in zip(exam.questions, said(model, exam.questions), strict=True)}
+        whole = filled(dict(zip(exam.questions, system.ask(exam.questions), strict=True)), before)
         assert outcomes == judge(exam.asked(), whole, before)  # as if everything had been decoded
 
 
