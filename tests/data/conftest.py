@@ -40,7 +40,21 @@ def log(engine: Engine) -> EventLog:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(missing_part: MissingPart) -> Iterator[str]:
+def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the master keys of what is written to the server lie: they last as long as it does."""
+    return tmp_path_factory.mktemp("postgres-home")
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str, postgres_home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server's URL, for a test that leaves no keys in the checkout."""
+    if "AGM_HOME" not in os.environ:
+        monkeypatch.setenv("AGM_HOME", str(postgres_home))
+    return postgres_server
+
+
+@pytest.fixture(scope="session")
+def postgres_server(missing_part: MissingPart) -> Iterator[str]:
     """A fresh cluster on a free loopback port, without fsync: durability is PostgreSQL's own business."""
     binaries, user = _postgres_binaries(missing_part), _unprivileged(missing_part)
     # Not pytest's temporary folder: that one is closed to every other user.
