@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from pipeline.config import GateSettings
@@ -14,6 +15,7 @@ from pipeline.evaluate.protocol import exact_match, prompt_messages
 from pipeline.evaluate.retention import right
 from pipeline.evaluate.seam import Responder
 from pipeline.model.answerer import Answerer
+from pipeline.model.bundle import Bundle
 
 Asked = tuple[str, str]  # question, expected answer
 Thing = TypeVar("Thing")
@@ -67,6 +69,11 @@ def examine(answerer: Answerer, exam: Examination) -> Outcome:
         withheld=matches(answerer, exam.withheld),
         earlier=matches(answerer, exam.earlier),
     )
+
+
+def examine_bundle(folder: Path, exam: Examination) -> Outcome:
+    """For a worker: this module needs little, so that it starts quickly."""
+    return examine(Answerer.load(Bundle.load(folder)), exam)
 
 
 def matches(answerer: Responder, asked: Sequence[Asked]) -> tuple[bool, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from pipeline.config import MemoryLayerSettings
@@ -91,6 +90,8 @@ def codebook(kind: str, states: Tensor, count: int) -> Tensor:
 
 def _centres(states: Tensor, count: int) -> Tensor:
     """k-means centres of (n, r), of unit length."""
+    from sklearn.cluster import KMeans  # here: a second of every start, for keys that are not the default
+
     found = KMeans(count, n_init=1, random_state=CODEBOOK_SEED).fit(states.numpy())
     return nn.functional.normalize(torch.from_numpy(found.cluster_centers_).to(states), dim=-1)
 

@@ -19,7 +19,7 @@ import ray
 from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import ProbeLine, RetentionProbe, read_lines
-from pipeline.evaluate.compare import Examination, Outcome, evidence, examination, examine, sample
+from pipeline.evaluate.compare import Examination, Outcome, evidence, examination, examine_bundle, sample
 from pipeline.evaluate.gate import Evidence, Verdict, decide
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.retention import kept
@@ -39,14 +39,13 @@ from pipeline.feedback.sealer import Sealer, sealed_seq
 from pipeline.home import Home
 from pipeline.memory.belief import fold
 from pipeline.memory.types import Lesson
-from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import Bundle
 from pipeline.revision import revision
 from pipeline.tracking.registry import Champion, Registry
 from pipeline.train.dataset import TrainingSet, lesson_items
 from pipeline.train.fit import FitResult, fit
 from pipeline.train.history import HEAT_MAP, draw, record_answers, record_row, retained, trained_in
-from pipeline.train.placement import on_worker, settle
+from pipeline.train.placement import on_worker
 from pipeline.train.replayed import replayed_lessons, served_prompts, shipped_prompts
 
 EXAM = "examination.json"
@@ -247,14 +246,9 @@ def _examination(
 
 def compare_on_cluster(home: Home, recipe: Recipe, folders: list[Path], exam: Examination) -> list[Outcome]:
     """Every bundle through the same examination, side by side, on workers of the kind that trains."""
-    task = on_worker(_examine_bundle, home, recipe.scaling)
-    outcomes: list[Outcome] = ray.get([task.remote(recipe, str(folder), exam) for folder in folders])
+    task = on_worker(examine_bundle, home, recipe.scaling)
+    outcomes: list[Outcome] = ray.get([task.remote(folder, exam) for folder in folders])
     return outcomes
-
-
-def _examine_bundle(recipe: Recipe, folder: str, exam: Examination) -> Outcome:
-    settle(recipe.scaling)
-    return examine(Answerer.load(Bundle.load(Path(folder))), exam)
 
 
 def _concluded(

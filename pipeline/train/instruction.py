@@ -31,7 +31,7 @@ from pipeline.model.bundle import Bundle
 from pipeline.model.encoder import Encoder
 from pipeline.train.dataset import Fact, Item, TrainingSet
 from pipeline.train.fit import fit
-from pipeline.train.placement import on_worker, settle
+from pipeline.train.placement import on_worker
 from pipeline.train.replayed import shipped_prompts
 
 UNKNOWN = "I don't know"
@@ -100,7 +100,7 @@ def instruct(
     start.save(folder)
 
     def remote(function: Callable[..., Any], *arguments: Any) -> Any:
-        return ray.get(on_worker(function, home, recipe.scaling).remote(recipe, *arguments))
+        return ray.get(on_worker(function, home, recipe.scaling).remote(*arguments))
 
     clusters = fact_clusters(lines, encoder)
     held_out = measured_on(clusters)
@@ -125,19 +125,17 @@ def instruct(
 # on a worker of the kind that trains
 
 
-def own_answers(recipe: Recipe, folder: Path, questions: Sequence[str]) -> dict[str, str]:
+def own_answers(folder: Path, questions: Sequence[str]) -> dict[str, str]:
     """What the bundle's weights say to questions without a lesson, but for answers that they do not end."""
-    settle(recipe.scaling)
     answers = Answerer.load(Bundle.load(folder)).generate([prompt_messages(question) for question in questions])
     return {q: answer.text for q, answer in zip(questions, answers, strict=True) if answer.finished}
 
 
-def measured(recipe: Recipe, folder: Path, prompts: Prompts) -> dict[str, Interval]:
+def measured(folder: Path, prompts: Prompts) -> dict[str, Interval]:
     """The shares of whole answers that are the wanted ones, and of those that the model ends itself.
 
     A figure that nothing was asked for is left out.
     """
-    settle(recipe.scaling)
     asked = [with_lessons(prompt_messages(item.question), item.shown) for item in prompts.items]
     answers = Answerer.load(Bundle.load(folder)).generate(asked)
     right = [exact_match(made.text, [item.answer]) for made, item in zip(answers, prompts.items, strict=True)]

@@ -177,12 +177,9 @@ def _examine(
 
 
 def _bench(recipe: Recipe, bundle: Path) -> Bench:
-    import torch
-
     from pipeline.model.answerer import Answerer
     from pipeline.model.bundle import Bundle
 
-    torch.set_num_threads(recipe.scaling.threads_per_worker)
     answerer = Answerer.load(Bundle.load(bundle))
     return make_bench(recipe, answerer, answerer.bundle.router)
 
