@@ -34,11 +34,11 @@ def command(
 
     Example: `agm demo --quick`
     """
+    settings = load_recipe(recipe).with_changes(QUICK if quick else {})
+    home = fresh_home()
     from serve import deploy
     from serve.client import Client
 
-    settings = load_recipe(recipe).with_changes(QUICK if quick else {})
-    home = fresh_home()
     began = time.monotonic()
     with local.connect(home, settings):
         with entry.console.status("1  initialise: champion version 1, the endpoint"):

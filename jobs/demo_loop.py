@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jobs.demo_asking import Conversation, Kind, Phase, Question, SteadyLoad, questions_of
 from jobs.entry import bar, console
@@ -13,8 +14,10 @@ from pipeline.config import Recipe
 from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.home import Home
-from pipeline.train.cycle import CycleResult, run_cycle
 from serve.client import Reply
+
+if TYPE_CHECKING:
+    from pipeline.train.cycle import CycleResult
 
 LOAD_INTERVAL_S = 4.0
 SWAP_TIMEOUT_S, AFTER_SWAP_S = 60.0, 31.0
@@ -59,6 +62,8 @@ class Demo:
 
     def keep_learning(self) -> CycleResult:
         """A cycle under steady load; the load goes on until half a minute after the swap."""
+        from pipeline.train.cycle import run_cycle
+
         write = self.talk.transcript.write
         with (
             SteadyLoad(self.talk, self._questions("question", "neighbour", "paraphrase"), LOAD_INTERVAL_S) as load,

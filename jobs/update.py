@@ -12,7 +12,6 @@ from jobs.initialise import initialise
 from jobs.update_show import check, show
 from pipeline.config import load_recipe
 from pipeline.home import submitter_home
-from pipeline.train.cycle import run_cycle
 
 REFUSED = 3  # the exit code of a cycle whose challenger was refused
 
@@ -46,6 +45,8 @@ def command(
     if out is not None or probes is not None:
         raise entry.UserError("--out and --probes belong to a check: give --lessons FILE --out FILE, and --probes FILE")
     with local.connect(home, settings):
+        from pipeline.train.cycle import run_cycle
+
         engine = initialise(home, settings)
         if lessons is not None:
             from jobs.intake import redacting_log, take_in

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -13,7 +14,9 @@ from pipeline.config import Recipe
 from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.evaluate.result import Result
 from pipeline.home import Home
-from pipeline.train.cycle import CycleResult
+
+if TYPE_CHECKING:
+    from pipeline.train.cycle import CycleResult
 
 
 def check(recipe: Recipe, lessons: Path, probes: Path | None, out: Path) -> None:

@@ -55,30 +55,33 @@ def check(home: Home, trials: int, checked: bool = True) -> list[dict[str, Any]]
     return rows
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1500)
 @pytest.mark.trial
-def test_a_grid_whose_trials_are_stopped_where_they_fall_behind(
+def test_a_killed_search_goes_on_and_stops_trials_where_they_fall_behind(
     home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("memory.strategy: [adaptive, copy, weights]\ntrain.learning_rate: [0.3]\n")
-    tune_job.main(tiny_search(tmp_path, 1, "--searcher", "grid", "--space", str(space)))
+    arguments = tiny_search(tmp_path, 1, "--searcher", "grid", "--space", str(space))
+    outcomes = home_root / "tune" / "tiny" / "outcomes"
+    kill_after_outcomes([sys.executable, "-m", "jobs.tune", *arguments], home_root, outcomes, 3)
+    measured = {file.name: file.stat().st_mtime_ns for file in outcomes.glob("*.json")}
+    tune_job.main(arguments)
     rows = check(Home(home_root), 3)
     assert [row["cycles"] for row in rows] == [2, 2, 1]
     assert rows[-1]["changes"] == {"memory.strategy": "weights", "train.learning_rate": 0.3}
     assert "on 1 unseen cycle" in capfd.readouterr().out
+    kept = {file.name: file.stat().st_mtime_ns for file in outcomes.glob("*.json")}
+    assert measured.items() <= kept.items()
+    assert len(kept) == 2 + 2 + 1 + 2  # of the trials, and of the check
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.trial
-def test_a_killed_search_goes_on_with_what_it_has_measured(home_root: Path, tmp_path: Path) -> None:
-    arguments = tiny_search(tmp_path, 2, "--no-early-stop", "--check", "0")
-    command = [sys.executable, "-m", "jobs.tune", *arguments]
-    process = subprocess.Popen(command, env=os.environ | {"AGM_HOME": str(home_root)}, start_new_session=True)
-    outcomes = home_root / "tune" / "tiny" / "outcomes"
+def kill_after_outcomes(command: list[str], home: Path, outcomes: Path, count: int) -> None:
+    """SIGKILL of the search and everything that it started, with ``count`` cycles measured."""
+    process = subprocess.Popen(command, env=os.environ | {"AGM_HOME": str(home)}, start_new_session=True)
     try:
         deadline = time.monotonic() + FOUND_WITHIN_S
-        while len(list(outcomes.glob("*.json"))) < 3:  # a whole trial and the first cycle of another
+        while len(list(outcomes.glob("*.json"))) < count:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -87,12 +90,6 @@ def test_a_killed_search_goes_on_with_what_it_has_measured(home_root: Path, tmp_
         for each in (psutil.Process(process.pid), *children):
             each.send_signal(signal.SIGKILL)
         process.wait()
-    measured = {file.name: file.stat().st_mtime_ns for file in outcomes.glob("*.json")}
-    tune_job.main(arguments)
-    check(Home(home_root), 2, checked=False)
-    kept = {file.name: file.stat().st_mtime_ns for file in outcomes.glob("*.json")}
-    assert measured.items() <= kept.items()
-    assert len(kept) == 2 * 2
 
 
 def test_a_search_leaves_a_recipe_trials_and_a_plot(

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,14 @@ def test_a_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixtur
     assert code == 0
     assert "Example" in out
     assert f"agm {verb}" in out.split("Example", 1)[1]
+
+
+def test_help_and_mistakes_do_not_wait_for_torch(root: Path) -> None:
+    """Nor for Ray or MLflow: together they take seconds to import, and a verb has them when it begins to work."""
+    modules = ", ".join(f"jobs.{verb}" for verb in VERBS)
+    program = f"import sys, {modules}; print({{'torch', 'ray', 'mlflow', 'transformers'}} & {{*sys.modules}} or 'none')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "none\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
