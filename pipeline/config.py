@@ -223,6 +223,8 @@ class ServeSettings(Settings):
     target_ongoing_requests: float | None = Field(
         None, gt=0, description="of a replica, above which another one starts; default: serve.max_batch, a full batch"
     )
+    upscale_delay_s: float = Field(30.0, ge=0, description="the load lasts so long before another replica starts")
+    downscale_delay_s: float = Field(600.0, ge=0, description="and its absence so long before one is taken away")
     cpus_per_replica: float = Field(0.5, gt=0)
     gpus_per_replica: float = Field(0.0, ge=0)
     threads_per_replica: int = Field(2, ge=1)

@@ -135,6 +135,8 @@ def _scale(settings: ServeSettings) -> dict[str, Any]:
         "min_replicas": settings.replicas,
         "max_replicas": settings.max_replicas,
         "target_ongoing_requests": settings.full_batch,
+        "upscale_delay_s": settings.upscale_delay_s,
+        "downscale_delay_s": settings.downscale_delay_s,
     }
     # A replica that is not needed any more ends what it has begun.
     return {"autoscaling_config": scaling, "graceful_shutdown_timeout_s": settings.request_timeout_s + PROXY_GRACE_S}

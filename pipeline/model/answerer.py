@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -107,19 +107,25 @@ class Answerer:
     def _batches(self, numbers: Sequence[int]) -> list[Sequence[int]]:
         return [numbers[start : start + self.max_batch] for start in range(0, len(numbers), self.max_batch)]
 
-    def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
+    @contextmanager
+    def _begun(self, prompts: Sequence[Prompt], mixture: CopyMixture | None = None) -> Iterator[tuple[Rows, Tensor]]:
+        """The rows of a batch after their prompts, and the logits there (batch, vocabulary)."""
         backbone = self.backbone
-        mixture = CopyMixture(mixtures, backbone.answer_ids, backbone.end_token, backbone.device)
         with backbone.lock:
             # A native memory layer reads a prompt as a whole: what came right before a token is part of its address.
             opening = Opening() if self.bundle.written else Opening.of(backbone, prompts)
             batch = backbone.batch(opening.rest(prompts))
             memory = self.memory_pass(batch)
             with attached(backbone.layers, memory), self._remembering(batch) as session:
-                rows = Rows(backbone, memory, session, mixture if any(mixtures) else None)
-                logits = rows.begin(batch, opening)
-                slots = self._slots(memory, len(prompts))
-                written = greedy(rows, logits, limit, backbone.end_token)
+                rows = Rows(backbone, memory, session, mixture)
+                yield rows, rows.begin(batch, opening)
+
+    def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
+        backbone = self.backbone
+        mixture = CopyMixture(mixtures, backbone.answer_ids, backbone.end_token, backbone.device)
+        with self._begun(prompts, mixture if any(mixtures) else None) as (rows, logits):
+            slots = self._slots(rows.memory, len(prompts))
+            written = greedy(rows, logits, limit, backbone.end_token)
         parts = zip(written, prompts, slots, strict=True)
         return [self._generation(row.ids, prompt, spoke, row.copied) for row, prompt, spoke in parts]
 
@@ -127,13 +133,17 @@ class Answerer:
         """The generation where the guess is what greedy decoding writes, up to its end or to ``limit`` tokens."""
         end = self.backbone.end_token
         ids = [[*self.backbone.answer_ids(guess), end][:limit] for guess in guesses]
-        batch = self.backbone.batch(prompts)
-        memory = self.memory_pass(batch)
         tokens, valid = self._padded(ids)
-        likeliest = self._logits_along(batch, memory, torch.arange(len(ids), device=tokens.device), tokens).argmax(-1)
-        right = ((likeliest == tokens) | ~valid).all(-1).tolist()
-        parts = zip(ids, prompts, self._slots(memory, len(ids)), right, strict=True)
-        return [self._generation(row, prompt, slots, 0.0) if same else None for row, prompt, slots, same in parts]
+        with self._begun(prompts) as (rows, logits):
+            slots = self._slots(rows.memory, len(ids))
+            right = logits.argmax(-1) == tokens[:, 0]
+            going = (right & valid[:, 1:].any(-1)).nonzero()[:, 0]
+            if len(going):
+                rows.select(going)
+                likeliest = rows.along(tokens[going, :-1]).argmax(-1)
+                right[going] = ((likeliest == tokens[going, 1:]) | ~valid[going, 1:]).all(-1)
+        parts = zip(ids, prompts, slots, right.tolist(), strict=True)
+        return [self._generation(row, prompt, spoke, 0.0) if same else None for row, prompt, spoke, same in parts]
 
     def _generation(self, ids: list[int], prompt: Prompt, slots: tuple[str, ...], copied: float) -> Generation:
         finished = self.backbone.end_token in ids
@@ -162,21 +172,27 @@ class Answerer:
     def score(self, questions: Sequence[str], options: Sequence[Sequence[str]]) -> list[list[float]]:
         """Mean log-likelihood per answer token of each option as the answer to its question (end token excluded)."""
         prompts = [self.backbone.prompt(prompt_messages(question)) for question in questions]
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+        answers = [[self.backbone.answer_ids(text) for text in texts] for texts in options]
+        order = sorted(range(len(prompts)), key=lambda i: (max(map(len, answers[i])), len(prompts[i].ids)))
         scores: dict[int, list[float]] = {}
-        for start in range(0, len(order), self.max_batch):
-            chosen = order[start : start + self.max_batch]
-            rows = self._score([prompts[i] for i in chosen], [options[i] for i in chosen])
-            scores |= dict(zip(chosen, rows, strict=True))
+        for chosen in self._batches(order):
+            rows = self._score([prompts[i] for i in chosen], [answers[i] for i in chosen])
+            scores |= zip(chosen, rows, strict=True)
         return [scores[i] for i in range(len(prompts))]
 
-    def _score(self, prompts: Sequence[Prompt], options: Sequence[Sequence[str]]) -> list[list[float]]:
-        batch = self.backbone.batch(prompts)
-        owner = [row for row, texts in enumerate(options) for _ in texts]
-        tokens, valid = self._padded([self.backbone.answer_ids(text) for texts in options for text in texts])
-        logits = self._logits_along(batch, self.memory_pass(batch), torch.tensor(owner, device=tokens.device), tokens)
-        means = _mean_log_likelihood(logits, tokens, valid).tolist()
-        return [[means.pop(0) for _ in texts] for texts in options]
+    def _score(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[list[int]]]) -> list[list[float]]:
+        """A prompt is run once; an answer's first token is read off there, and only longer ones go on."""
+        tokens, valid = self._padded([ids for options in answers for ids in options])
+        owner = torch.tensor([row for row, options in enumerate(answers) for _ in options], device=tokens.device)
+        with self._begun(prompts) as (rows, logits):
+            totals = _log_likelihood(logits[owner], tokens[:, 0])
+            going = valid[:, 1:].any(-1).nonzero()[:, 0]
+            if len(going):
+                rows.select(owner[going])
+                rest = _log_likelihood(rows.along(tokens[going, :-1]), tokens[going, 1:])
+                totals[going] += (rest * valid[going, 1:]).sum(-1)
+        means = (totals / valid.sum(-1)).tolist()
+        return [[means.pop(0) for _ in options] for options in answers]
 
     def _padded(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token rows (n, width), filled up with the end token, and which of them are a row's own."""
@@ -185,42 +201,10 @@ class Answerer:
         valid = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
         return tokens.to(self.backbone.device), valid.to(self.backbone.device)
 
-    def _logits_along(self, batch: Batch, memory: MemoryPass | None, owner: Tensor, tokens: Tensor) -> Tensor:
-        """What is predicted at each of ``tokens`` (n, width) after the prompt numbered ``owner`` (n,): (n, width, V).
 
-        A prompt is run once; its key-value cache is repeated for each of its rows.
-        """
-        backbone, width = self.backbone, tokens.shape[1]
-        with backbone.lock, attached(backbone.layers, memory), self._remembering(batch) as session:
-            first = backbone.model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=batch.positions,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            logits: Tensor = first.logits[owner]  # (n, 1, V)
-            if width == 1:
-                return logits
-            cache = first.past_key_values
-            cache.batch_select_indices(owner)
-            if session is not None:
-                session.select(owner)
-            if memory is not None:
-                memory.span, memory.weights = None, memory.weights[owner] if memory.weights is not None else None
-            rest = backbone.model(
-                input_ids=tokens[:, :-1],
-                attention_mask=torch.cat([batch.mask[owner], torch.ones_like(tokens[:, :-1])], dim=1),
-                position_ids=batch.positions[owner, -1:] + 1 + torch.arange(width - 1, device=backbone.device),
-                past_key_values=cache,
-            ).logits
-            return torch.cat([logits, rest], dim=1)
-
-
-def _mean_log_likelihood(logits: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
-    """(n, width, vocabulary), (n, width), (n, width) -> (n,)."""
-    chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
-    return (chosen * valid).sum(-1) / valid.sum(-1)
+def _log_likelihood(logits: Tensor, tokens: Tensor) -> Tensor:
+    """(..., vocabulary), (...) -> (...), in float32."""
+    return logits.float().log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
 
 def load_changed(backbone: Backbone, tensors: dict[str, Tensor]) -> None:

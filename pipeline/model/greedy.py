@@ -45,8 +45,8 @@ class Rows:
     def __init__(
         self, backbone: Backbone, memory: MemoryPass | None, session: Session | None, mixture: CopyMixture | None
     ) -> None:
-        self._backbone, self._memory, self._session = backbone, memory, session
-        self.mixture = mixture
+        self._backbone, self._session = backbone, session
+        self.memory, self.mixture = memory, mixture
         self._cache: Any = None
         self._mask = self._positions = torch.empty(0)
         # By its place: a slice would be a view, over which the output projection takes three times as long.
@@ -57,13 +57,22 @@ class Rows:
         shared = batch.mask.new_ones(len(batch.ids), opening.tokens)
         self._cache, self._mask = opening.cache, torch.cat([shared, batch.mask], dim=1)
         self._positions = batch.positions[:, -1:] + opening.tokens
-        return self._forward(batch.ids, batch.positions + opening.tokens)
+        logits = self._forward(batch.ids, batch.positions + opening.tokens, self._last)[:, -1]
+        if self.memory is not None:
+            self.memory.span = None  # the question has been read: from here on every token is an answer's
+        return logits
 
     def step(self, tokens: Tensor) -> Tensor:
         """One more token for every row (batch, 1): the logits after it (batch, vocabulary)."""
-        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], dim=1)
-        self._positions = self._positions + 1
-        return self._forward(tokens, self._positions)
+        return self.along(tokens)[:, -1]
+
+    def along(self, tokens: Tensor) -> Tensor:
+        """These tokens for every row (batch, width), at once: the logits after each (batch, width, vocabulary)."""
+        width = tokens.shape[1]
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), width)], dim=1)
+        positions = self._positions + torch.arange(1, width + 1, device=tokens.device)
+        self._positions = positions[:, -1:]
+        return self._forward(tokens, positions, 0)
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows: (new batch,) indices."""
@@ -71,22 +80,23 @@ class Rows:
         self._mask, self._positions = self._mask[rows], self._positions[rows]
         if self._session is not None:
             self._session.select(rows)
-        if self._memory is not None and self._memory.weights is not None:
-            self._memory.weights = self._memory.weights[rows]
+        if self.memory is not None and self.memory.weights is not None:
+            self.memory.weights = self.memory.weights[rows]
         if self.mixture is not None:
             self.mixture.select(rows)
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, kept: Tensor | int) -> Tensor:
+        """The logits of the ``kept`` places; 0: of all."""
         output = self._backbone.model(
             input_ids=ids,
             attention_mask=self._mask,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=self._last,
+            logits_to_keep=kept,
         )
         self._cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1]
+        logits: Tensor = output.logits
         return logits
 
 

@@ -44,6 +44,15 @@ def test_another_replica_starts_when_the_batches_are_full(settings: dict[str, An
     assert told.target_ongoing_requests < scaled["max_ongoing_requests"]
 
 
+def test_how_long_a_load_lasts_before_it_counts_is_said() -> None:
+    told = AutoscalingConfig.model_validate(
+        options(max_replicas=2, upscale_delay_s=5.0, downscale_delay_s=0.0)["autoscaling_config"]
+    )
+    assert (told.upscale_delay_s, told.downscale_delay_s) == (5.0, 0.0)
+    untold = AutoscalingConfig.model_validate(options(max_replicas=2)["autoscaling_config"])
+    assert (untold.upscale_delay_s, untold.downscale_delay_s) == (30.0, 600.0)  # as Serve has it
+
+
 def test_a_replica_that_is_not_needed_any_more_ends_what_it_has_begun() -> None:
     assert options(max_replicas=2, request_timeout_s=30.0)["graceful_shutdown_timeout_s"] > 30
 

@@ -51,7 +51,8 @@ def test_the_same_answers_and_only_what_changed_is_asked(
     for version in versions:
         shared = SharedAnswerer(version, store)
         assert texts(shared, guesses) == texts(version)
-        assert shared.score(PROBES, OPTIONS) == version.score(PROBES, OPTIONS)
+        for found, own in zip(shared.score(PROBES, OPTIONS), version.score(PROBES, OPTIONS), strict=True):
+            assert found == pytest.approx(own, rel=1e-6)  # another company in the batch rounds otherwise
         asked.append(shared.asked)
     assert asked == [7 + 2, 2 + 1, 2]
 
