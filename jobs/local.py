@@ -29,6 +29,7 @@ RAY_DEFAULTS = {
     "RAY_worker_niceness": "0",  # by default 15: then whatever else runs here takes the CPUs from who answers people
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # tomorrow's default; today's warns about it
 }
+OWN_CLUSTER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # one machine: no node is taken away with notice
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 MINIMUM_CPUS = 2  # logical: on a single core, training and serving still have to be placed side by side
 REAP_SECONDS = 5.0
@@ -88,10 +89,10 @@ def shortages(recipe: Recipe, resources: Mapping[str, float]) -> list[str]:
 def _start(home: Home, recipe: Recipe) -> None:
     import ray
 
-    for name, value in {**TELEMETRY_OFF, **RAY_DEFAULTS}.items():
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in {**TELEMETRY_OFF, **RAY_DEFAULTS, **(OWN_CLUSTER if address is None else {})}.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    address = os.environ.get("RAY_ADDRESS")
     ray.init(
         **(_own_cluster() if address is None else {"address": address}),
         namespace="agm",
