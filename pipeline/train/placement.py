@@ -65,6 +65,7 @@ def on_worker(function: Any, home: Home, scaling: ScalingSettings) -> Any:
 
     resources = worker_resources(scaling)
     return ray.remote(settled).options(
+        name=function.__name__,  # what the dashboard calls it
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),
         scheduling_strategy=PlacementGroupSchedulingStrategy(None),  # type: ignore[arg-type]  # none: not the trial's
