@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from pipeline.revision import revision
 
@@ -30,6 +31,7 @@ def circumstances() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),  # AVX2 or AVX512: what matrix products are made with
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_1m": os.getloadavg()[0],
     }

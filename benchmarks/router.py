@@ -9,8 +9,6 @@ lessons, then with generated questions. Writes JSON (agm-result-v1) and a plot o
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from benchmarks.record import circumstances
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine, read_lines
 from pipeline.evaluate.metrics import Interval, wilson
@@ -51,7 +50,7 @@ def main() -> None:
         cells[str(size)] = figures(routed, settings.gate) | {"calibration_error": exact(calibration(routed), routed)}
         details[str(size)] = latency(router, [*probes, *filling][:size], encoder, settings)
         print(size, {name: round(cell.value, 4) for name, cell in cells[str(size)].items()}, details[str(size)])
-    measures = {"command": vars(given), "machine": machine(), "gate": settings.gate, "probes": len(probes)}
+    measures = {"circumstances": circumstances(), "gate": settings.gate, "probes": len(probes)}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     Result(systems={"router": cells}, measures=measures | {"milliseconds": details}).write(given.out)
     diagram(found, given.out.with_suffix(".png"))
@@ -114,11 +113,6 @@ def latency(router: Router, lines: Sequence[LessonLine], encoder: TextEncoder, s
         times.append((time.perf_counter() - began) * 1000)
     cuts = statistics.quantiles(times, n=20) if len(times) > 1 else [0.0] * 19
     return {"lessons": len(lines), "n": len(times), "p50": round(cuts[9], 1), "p95": round(cuts[18], 1)}
-
-
-def machine() -> dict:
-    load = os.getloadavg()[0]
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "load_1min": load}
 
 
 def diagram(found: dict[int, list[Routed]], path: Path, bins: int = 10) -> None:
