@@ -38,10 +38,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@TQDM_DISABLE=1 $(BIN)/python -W ignore -c 'from pipeline.model import assets; assets.encoder_folder(); assets.backbone_folder()'
 	@touch $@
 
-demo: setup  ## the whole loop: ask, correct, update, compare (at most 12 minutes on 2 cores with AVX-512, more without)
+demo: setup  ## the whole loop: ask, correct, update, compare (at most 12 minutes on 2 fast cores)
 	@$(BIN)/agm demo
 
-demo-quick: setup  ## the same on fewer corrections (4 minutes there, 8 on 2 cores without AVX-512)
+demo-quick: setup  ## the same on fewer corrections (4 minutes there, 8 on 2 slow ones)
 	@$(BIN)/agm demo --quick
 
 lint: setup  ## ruff and mypy

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from pipeline.revision import revision
 
@@ -24,6 +23,8 @@ def save(path: Path, figures: dict[str, Any]) -> None:
 
 
 def circumstances() -> dict[str, Any]:
+    import torch  # here: a benchmark of peak memory includes what its process has imported
+
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(Path(word).name if word.startswith("/") else word for word in sys.argv),

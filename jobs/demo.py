@@ -36,6 +36,8 @@ def command(
     """
     settings = load_recipe(recipe).with_changes(QUICK if quick else {})
     home = fresh_home()
+
+    # After the home was looked at: a mistake is told at once, and these take seconds to import.
     from serve import deploy
     from serve.client import Client
 

@@ -49,15 +49,15 @@ class Rows:
         self.memory, self.mixture = memory, mixture
         self._cache: Any = None
         self._mask = self._positions = torch.empty(0)
-        # By its place: a slice would be a view, over which the output projection takes three times as long.
-        self._last = torch.tensor([-1], device=backbone.device)
 
     def begin(self, batch: Batch, opening: Opening) -> Tensor:
         """Run what follows the ``opening``; the logits after each prompt (batch, vocabulary)."""
         shared = batch.mask.new_ones(len(batch.ids), opening.tokens)
         self._cache, self._mask = opening.cache, torch.cat([shared, batch.mask], dim=1)
         self._positions = batch.positions[:, -1:] + opening.tokens
-        logits = self._forward(batch.ids, batch.positions + opening.tokens, self._last)[:, -1]
+        # By its place: a slice would be a view, over which the output projection takes three times as long.
+        last = torch.tensor([-1], device=batch.ids.device)
+        logits = self._forward(batch.ids, batch.positions + opening.tokens, last)[:, -1]
         if self.memory is not None:
             self.memory.span = None  # the question has been read: from here on every token is an answer's
         return logits

@@ -22,7 +22,7 @@ from pipeline.feedback.keys import Key
 from pipeline.feedback.sealer import Sealer, read_events
 from pipeline.home import Home
 from pipeline.tracking.registry import Registry
-from pipeline.train.cycle import CycleError, open_cycle, run_cycle
+from pipeline.train.cycle import CycleError, run_cycle
 from serve.deploy import SealerDeployment
 from tests.system.local_endpoint import Local, endpoint
 from tests.tiny import LESSONS, tiny_recipe
@@ -109,6 +109,6 @@ def test_a_cycle_that_trains_on_what_is_erased_meanwhile_registers_nothing(
             run_cycle(home, recipe, say=say)
         assert Registry(home, engine).versions() == [1]
         assert list(home.train_storage.glob("cycle-*")) == []
-        _, again = open_cycle(home, log, 0, recipe)
-        assert (again.cycle, set(again.lessons)) == (1, {str(taken) for taken in taught})
+        again = run_cycle(home, recipe)
+        assert (again.cycle, set(again.manifest.lessons)) == (1, {str(taken) for taken in taught})
         engine.dispose()
