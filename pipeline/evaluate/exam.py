@@ -5,14 +5,16 @@ Figures over the first L lessons, asked after lesson L:
 - ``reliability``: lessons' questions answered with their answers
 - ``generality``: the same for paraphrases, which are never taught
 - ``locality``: neighbours whose whole output string is the uncorrected system's
+- ``locality_as_written``: an extra, ``locality`` where only a lesson's own wordings count as corrected
 - ``locality_first_token``: an extra, the first token of the same strings alone; never a substitute for ``locality``
 - ``retention_first``: the first 100 lessons, still answered right
 - ``abstention``: neighbours (and generated near misses) at which memory stayed silent
 - ``retention``: as ``locality``, for the probes of ``--probes``
 - ``probes_right``: probes with accepted answers that are answered with one of them
 
-A neighbour or probe that the stream itself has corrected by then is judged by its correction. When a question is
-taught twice, the later answer counts.
+A neighbour or probe that the stream itself has corrected by then is judged by its correction: in a lesson's wording or
+a paraphrase of it, or, for neighbours, in other words (``same_fact.py``). When a question is taught twice, the later
+answer counts.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Literal
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.evaluate.metrics import Interval, share
 from pipeline.evaluate.protocol import exact_match
+from pipeline.evaluate.same_fact import corrected_neighbours
 from pipeline.evaluate.seam import Reply
 from pipeline.memory.types import question_key
 
@@ -82,7 +85,11 @@ class Exam:
         return list(dict.fromkeys(asked.question for asked in self.asked()))
 
     def corrections(self) -> dict[str, str]:
-        """What each phrasing should be answered with by now; a taught question outranks somebody's paraphrase."""
+        """What each phrasing and each corrected neighbour should be answered with by now."""
+        return corrected_neighbours(self.taught) | self.phrasings()
+
+    def phrasings(self) -> dict[str, str]:
+        """The same for lessons' own wordings; a taught question outranks somebody's paraphrase."""
         newest = {question_key(line.question): line.answer for line in self.taught}
         phrasings = {
             question_key(text): newest[question_key(line.question)] for line in self.taught for text in line.paraphrases
@@ -90,7 +97,8 @@ class Exam:
         return phrasings | newest
 
     def asked(self) -> Iterator[Asked]:
-        corrections = self.corrections()
+        phrasings = self.phrasings()
+        corrections = corrected_neighbours(self.taught) | phrasings
         numbers = self.numbers or range(len(self.taught))
         for place, (number, line) in enumerate(zip(numbers, self.taught, strict=True)):
             answers = (corrections[question_key(line.question)],)
@@ -101,6 +109,7 @@ class Exam:
                 yield Asked("generality", f"{number}.{k}", text, "answered", (corrections[question_key(text)],))
             for k, text in enumerate(line.neighbours):
                 yield from _left_alone(f"{number}.{k}", text, corrections)
+                yield untouched("locality_as_written", f"{number}.{k}", text, phrasings)
         for number, probe in enumerate(self.probes):
             yield untouched("retention", f"{number}", probe.question, corrections)
             if probe.answers:

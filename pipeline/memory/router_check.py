@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.metrics import Interval, calibration_error, share
+from pipeline.evaluate.same_fact import corrected_neighbours
 from pipeline.memory.belief import taught_event
 from pipeline.memory.router import Router, load_router
 from pipeline.memory.store import LessonMemory
@@ -25,7 +26,7 @@ class Routed:
 
     kind: str  # question | paraphrase | neighbour
     gate: float
-    applies: bool  # a lesson of the memory asks exactly this, or has it as a paraphrase
+    applies: bool  # a lesson of the memory asks this: so worded, as a paraphrase, or as another lesson's neighbour
     right: bool  # ... and the heaviest lesson has its answer
 
     def correct(self, gate: float) -> bool:
@@ -44,7 +45,7 @@ def route(
     memory.apply(taught_event(line, number) for number, line in enumerate(lines, 1))
     newest = {question_key(line.question): line.answer for line in lines}
     expected = {question_key(text): newest[question_key(line.question)] for line in lines for text in line.paraphrases}
-    expected |= newest
+    expected = corrected_neighbours(lines) | expected | newest
     asked = [("question", line.question) for line in probes]
     asked += [("paraphrase", text) for line in probes for text in line.paraphrases]
     asked += [("neighbour", text) for line in probes for text in line.neighbours]

@@ -129,7 +129,8 @@ def test_each_length_asks_the_lessons_taught_so_far() -> None:
     before = played(shared.uncorrected, wanted)
     assert before[1] == {
         "reliability": (0.0, 1), "retention_first": (0.0, 1), "generality": (0.0, 1), "locality": (1.0, 2),
-        "locality_first_token": (1.0, 2), "abstention": (1.0, 2), "retention": (1.0, 2), "probes_right": (1.0, 1),
+        "locality_as_written": (1.0, 2), "locality_first_token": (1.0, 2), "abstention": (1.0, 2),
+        "retention": (1.0, 2), "probes_right": (1.0, 1),
     }  # fmt: skip
     exact = played(SYSTEMS["exact_match"](shared), wanted)
     assert (exact[1]["reliability"], exact[1]["generality"]) == ((1.0, 1), (0.0, 1))
@@ -137,8 +138,8 @@ def test_each_length_asks_the_lessons_taught_so_far() -> None:
     assert exact[2]["abstention"] == (1.0, 1)  # Italy alone was not corrected
     assert played(Overreaching(), wanted)[2] == {
         "reliability": (0.5, 2), "retention_first": (0.5, 2), "generality": (0.5, 2),
-        "locality": (pytest.approx(1 / 3), 3), "locality_first_token": (0.0, 1), "abstention": (0.0, 1),
-        "retention": (0.0, 2), "probes_right": (0.0, 1),
+        "locality": (pytest.approx(1 / 3), 3), "locality_as_written": (pytest.approx(1 / 3), 3),
+        "locality_first_token": (0.0, 1), "abstention": (0.0, 1), "retention": (0.0, 2), "probes_right": (0.0, 1),
     }  # fmt: skip
 
 
@@ -149,6 +150,17 @@ def test_a_corrected_neighbour_is_scored_against_its_correction() -> None:
     right = before | {"What is the capital of Spain?": "seville", "What is the capital of France?": "Lyon."}
     assert exam.score(right, before)["locality"].value == 1.0
     assert Exam((FRANCE,)).score(before, before)["locality"].value == 1.0  # Spain was not corrected yet
+
+
+def test_a_neighbour_that_is_corrected_in_other_words_is_scored_against_its_correction() -> None:
+    spain = SPAIN.model_copy(update={"previous": "Madrid", "subject": "Spain", "neighbours": ()})
+    reworded = {"neighbours": ("Which city is Spain governed from?",), "neighbour_answers": ("Madrid",)}
+    exam = Exam((FRANCE.model_copy(update=reworded), spain))
+    before = dict.fromkeys(exam.questions, "as before")
+    assert [exam.score(before, before)[name].value for name in ("locality", "locality_as_written")] == [0.0, 1.0]
+    right = before | {"Which city is Spain governed from?": "Seville"}
+    assert [exam.score(right, before)[name].value for name in ("locality", "locality_as_written")] == [1.0, 0.0]
+    assert not any(each.metric == "abstention" for each in exam.asked())
 
 
 def test_the_later_of_two_answers_counts() -> None:
