@@ -19,7 +19,9 @@ from pipeline.memory.types import question_key
 
 _WORD = re.compile(r"\w+")
 
-_OPENERS = frozenset("the a an in on at of for from what which who whose where when".split())
+_OPENERS = frozenset((
+    "the", "a", "an", "in", "on", "at", "of", "for", "from", "what", "which", "who", "whose", "where", "when",
+))  # fmt: skip
 
 Fact = tuple[str, str]  # the subject's words, and what was said of it before the lesson
 
