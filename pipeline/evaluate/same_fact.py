@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
 from itertools import pairwise
 
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.baselines.subject_index import told_subject
 from pipeline.evaluate.protocol import normalise
 from pipeline.memory.types import question_key
+
+SHORTEST = 3  # letters that are hardly a name yet
 
 _WORD = re.compile(r"\w+")
 
 _OPENERS = frozenset((
     "the", "a", "an", "in", "on", "at", "of", "for", "from", "what", "which", "who", "whose", "where", "when",
 ))  # fmt: skip
+_LINKS = frozenset(("of", "for", "de", "and"))  # may stand inside a name
 
 Fact = tuple[str, str]  # the subject's words, and what was said of it before the lesson
 
@@ -33,9 +36,9 @@ def corrected_neighbours(taught: Sequence[LessonLine]) -> dict[str, str]:
     """
     facts: dict[Fact, str] = {}
     for line in taught:
-        subject = told_subject(line)
+        subject = _subject(line)
         if subject and line.previous:
-            facts[" ".join(_WORD.findall(subject)).casefold(), normalise(line.previous)] = line.answer
+            facts[subject, normalise(line.previous)] = line.answer
     longest = max((subject.count(" ") + 1 for subject, _ in facts), default=0)
     found: dict[str, str] = {}
     for line in taught:
@@ -47,10 +50,27 @@ def corrected_neighbours(taught: Sequence[LessonLine]) -> dict[str, str]:
     return found
 
 
+def _subject(line: LessonLine) -> str:
+    """The words of the file's own field, else of the name that the question shares with its first paraphrase."""
+    if line.subject:
+        return " ".join(_WORD.findall(line.subject)).casefold()
+    if not line.paraphrases:
+        return ""
+    words, others = _WORD.findall(line.question), _WORD.findall(line.paraphrases[0])
+    match = SequenceMatcher(None, words, others, autojunk=False).find_longest_match()
+    run = words[match.a : match.a + match.size]
+    while run and (run[0][0].islower() or run[0].casefold() in _OPENERS):
+        run.pop(0)
+    while run and run[-1][0].islower():
+        run.pop()
+    subject = " ".join(run).casefold()
+    return subject if len(subject) > SHORTEST else ""
+
+
 def _names(text: str, longest: int) -> Iterator[str]:
     """Every run of words that no name goes on beside, longest first: "Fiat 500 Moretti" does not name "Fiat 500"."""
     words = list(_WORD.finditer(text))
-    goes_on = [_one_name(text, left, right) for left, right in pairwise(words)]
+    goes_on = _goes_on(text, words)
     for size in range(min(longest, len(words)), 0, -1):
         for start in range(len(words) - size + 1):
             end = start + size
@@ -58,8 +78,15 @@ def _names(text: str, longest: int) -> Iterator[str]:
                 yield " ".join(word.group() for word in words[start:end]).casefold()
 
 
-def _one_name(text: str, left: re.Match[str], right: re.Match[str]) -> bool:
-    """Whether two words that follow each other are parts of a name: capitals or numbers, a blank or a dash between."""
-    if text[left.end() : right.start()] not in (" ", "-") or left.group().casefold() in _OPENERS:
-        return False
-    return not left.group()[0].islower() and not right.group()[0].islower()
+def _goes_on(text: str, words: Sequence[re.Match[str]]) -> list[bool]:
+    """For each word but the last, whether the next one belongs to the same name: "BMW M60", "Anthony of Saxony"."""
+    written_on = [text[left.end() : right.start()] in (" ", "-") for left, right in pairwise(words)]
+    of_a_name = [not word.group()[0].islower() and word.group().casefold() not in _OPENERS for word in words]
+    goes_on = [
+        on and left and not right.group()[0].islower()
+        for on, left, right in zip(written_on, of_a_name, words[1:], strict=False)
+    ]
+    for n in range(1, len(words) - 1):
+        if words[n].group() in _LINKS and of_a_name[n - 1] and of_a_name[n + 1] and all(written_on[n - 1 : n + 1]):
+            goes_on[n - 1] = goes_on[n] = True
+    return goes_on

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.memory.features import Pair, WordTable, features
 from pipeline.memory.pair_encoder import STYLES, PairReader, load_pair_encoders, style
 from pipeline.memory.types import question_key
-from pipeline.memory.typos import Mender
+from pipeline.memory.typos import Mender, common_words
 
 SAME_WORDS = 12.0  # log-odds of a question that is written like the lesson
 NO_RIVAL = -6.0  # what the pair encoder says of a rival that is not there
@@ -65,7 +65,7 @@ class TrainedRouter:
         def pieces(word: str) -> list[int]:
             return tokenizer.encode(word, add_special_tokens=False) or [0]
 
-        self._table, self._mender = WordTable(pieces), Mender(pieces)
+        self._table, self._mender = WordTable(pieces), Mender(pieces, common_words(tokenizer.get_vocab()))
 
     def score(self, pairs: Sequence[Pair]) -> LogOdds:
         scores = np.full(len(pairs), UNSCORED)

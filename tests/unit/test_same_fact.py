@@ -39,10 +39,18 @@ def test_the_same_subject_and_the_replaced_answer_are_the_same_fact(neighbour: s
         ("Stone formed in", "Manchester"),  # half of the name
         ("Stone Roses Tribute formed in", "Manchester"),  # a name that goes on
         ("Stone Roses-2 formed in", "Manchester"),
+        ("The Sons of Stone Roses formed in", "Manchester"),
+        ("Stone Roses and Friends formed in", "Manchester"),
     ],
 )
 def test_another_subject_or_another_answer_is_another_fact(neighbour: str, answer: str) -> None:
     assert found([ROSES], neighbour, answer) == []
+
+
+def test_without_the_field_the_subject_is_the_name_that_question_and_paraphrase_share() -> None:
+    told = LessonLine(question="Rumi's faith is", answer="Judaism", previous="Islam", paraphrases=("So Rumi follows",))
+    assert found([told], "The official religion of Rumi is", "Islam") == ["Judaism"]
+    assert found([told.model_copy(update={"paraphrases": ("the faith is",)})], "The faith is", "Islam") == []
 
 
 def test_a_longer_name_is_not_the_shorter_one() -> None:
