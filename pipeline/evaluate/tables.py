@@ -23,7 +23,8 @@ GROUPS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("... of these", ("copy_wrong_reversed", "copy_wrong_two_hop"), False),
     ("Corrected twice: outdated answers (lower is better)", ("stale", "stale_reworded"), False),
     ("Corrected twice: new answers", ("overwritten", "overwritten_reworded"), False),
-    ("Extras", ("locality_first_token", "locality_as_written", "probes_right", "noise_floor"), False),
+    ("Neighbours, counted otherwise", ("locality_as_written", "locality_first_token"), False),
+    ("Extras", ("probes_right", "noise_floor"), False),
 )
 COST = ("latency_p50_ms", "latency_p95_ms", "memory_bytes", "teaching_s")
 SPREAD = ("reliability", "generality", "locality", "retention_first")
