@@ -20,7 +20,7 @@ from typing import Literal
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.data.phrasing import lowered
 from pipeline.evaluate.protocol import exact_match, normalise
-from pipeline.memory.router_data import common_subject
+from pipeline.memory.router_data import subject_of
 
 Kind = Literal["yes", "no", "compare", "reversed", "two_hop"]
 
@@ -129,7 +129,7 @@ def _subjects_by_relation(lines: Sequence[LessonLine]) -> dict[tuple[str, str], 
 
 def _gapped(line: LessonLine) -> tuple[str, str] | None:
     """(the question with a gap for its subject, the subject)."""
-    subject = line.subject or common_subject(line)
+    subject = subject_of(line)
     if not subject or line.question.count(subject) != 1:
         return None
     return line.question.rstrip().replace(subject, GAP), subject

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.evaluate.metrics import Interval, share
@@ -29,6 +30,9 @@ from pipeline.evaluate.protocol import exact_match
 from pipeline.evaluate.same_fact import corrected_neighbours
 from pipeline.evaluate.seam import Reply
 from pipeline.memory.types import question_key
+
+if TYPE_CHECKING:
+    from pipeline.evaluate.harder import Workshop
 
 FIRST = 100  # lessons that ``retention_first`` follows
 
@@ -73,12 +77,15 @@ def first_word(text: str) -> str:
 
 @dataclass(frozen=True)
 class Exam:
-    """Everything that is asked at one length. ``numbers`` are the lessons' places in the file."""
+    """Everything that is asked at one length, with the harder questions that a ``workshop`` makes.
+
+    ``numbers`` are the lessons' places in the file.
+    """
 
     taught: tuple[LessonLine, ...]
     probes: tuple[ProbeLine, ...] = ()
     numbers: tuple[int, ...] = ()
-    extra: tuple[Asked, ...] = ()
+    workshop: Workshop | None = None
 
     @property
     def questions(self) -> list[str]:
@@ -86,7 +93,11 @@ class Exam:
 
     def corrections(self) -> dict[str, str]:
         """What each phrasing and each corrected neighbour should be answered with by now."""
-        return corrected_neighbours(self.taught) | self.phrasings()
+        return self._corrected_neighbours | self.phrasings()
+
+    @cached_property
+    def _corrected_neighbours(self) -> dict[str, str]:
+        return corrected_neighbours(self.taught)
 
     def phrasings(self) -> dict[str, str]:
         """The same for lessons' own wordings; a taught question outranks somebody's paraphrase."""
@@ -97,8 +108,7 @@ class Exam:
         return phrasings | newest
 
     def asked(self) -> Iterator[Asked]:
-        phrasings = self.phrasings()
-        corrections = corrected_neighbours(self.taught) | phrasings
+        phrasings, corrections = self.phrasings(), self.corrections()
         numbers = self.numbers or range(len(self.taught))
         for place, (number, line) in enumerate(zip(numbers, self.taught, strict=True)):
             answers = (corrections[question_key(line.question)],)
@@ -114,7 +124,8 @@ class Exam:
             yield untouched("retention", f"{number}", probe.question, corrections)
             if probe.answers:
                 yield Asked("probes_right", f"{number}", probe.question, "answered", probe.answers)
-        yield from self.extra
+        if self.workshop:
+            yield from self.workshop.asked(numbers, corrections)
 
     def score(self, answers: Mapping[str, str], uncorrected: Mapping[str, str]) -> dict[str, Interval]:
         """Figures of bare strings by question; a metric without probes is left out."""

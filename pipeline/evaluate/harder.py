@@ -10,8 +10,8 @@
   (lower is better) and with the new one. ``stale_reworded``, ``overwritten_reworded``: the second correction was
   posted under a paraphrase, and the lesson's own question is asked
 
-Nothing here is shared with what the router is trained on (``pipeline/memory/router_data.py``), so that this stays a
-test of it.
+Nothing here but what a line's subject is (``subject_of``) is shared with what the router is trained on
+(``pipeline/memory/router_data.py``), so that this stays a test of it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from functools import cached_property
 from hashlib import sha256
 
 from pipeline.data.lines import LessonLine
-from pipeline.evaluate.baselines.subject_index import told_subject
 from pipeline.evaluate.copy_wrong import CopyWrongProbe, copy_wrong
 from pipeline.evaluate.exam import Asked, untouched
 from pipeline.evaluate.protocol import exact_match, normalise
+from pipeline.memory.router_data import subject_of
 from pipeline.memory.types import question_key
 
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -163,7 +163,7 @@ class Workshop:
     def entries(self) -> tuple[Entry, ...]:
         found = []
         for number, line in enumerate(self.lines):
-            subject, relation = told_subject(line), self._relations.of(line)
+            subject, relation = subject_of(line), self._relations.of(line)
             if subject and relation and line.question.count(subject) == 1:
                 found.append(Entry(number, subject, line.question.replace(subject, "{}"), relation))
         return tuple(found)

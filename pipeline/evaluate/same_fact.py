@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
 from itertools import pairwise
 
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.protocol import normalise
+from pipeline.memory.router_data import shared_run
 from pipeline.memory.types import question_key
 
 SHORTEST = 3  # letters that are hardly a name yet
@@ -51,14 +51,15 @@ def corrected_neighbours(taught: Sequence[LessonLine]) -> dict[str, str]:
 
 
 def _subject(line: LessonLine) -> str:
-    """The words of the file's own field, else of the name that the question shares with its first paraphrase."""
+    """The words of the file's own field, else of the name that the question shares with its first paraphrase.
+
+    ``subject_of`` takes what stands between blanks, and so loses "Flores" where one wording has "Flores, the".
+    """
     if line.subject:
         return " ".join(_WORD.findall(line.subject)).casefold()
     if not line.paraphrases:
         return ""
-    words, others = _WORD.findall(line.question), _WORD.findall(line.paraphrases[0])
-    match = SequenceMatcher(None, words, others, autojunk=False).find_longest_match()
-    run = words[match.a : match.a + match.size]
+    run = shared_run(_WORD.findall(line.question), _WORD.findall(line.paraphrases[0]))
     while run and (run[0][0].islower() or run[0].casefold() in _OPENERS):
         run.pop(0)
     while run and run[-1][0].islower():

@@ -55,9 +55,7 @@ class Course:
     def exam(self, length: int) -> Exam:
         numbers = self.order[:length]
         taught = tuple(self.lines[number] for number in numbers)
-        plain = Exam(taught, self.probes, numbers)
-        extra = self.workshop.asked(numbers, plain.corrections()) if self.workshop else ()
-        return Exam(taught, self.probes, numbers, tuple(extra))
+        return Exam(taught, self.probes, numbers, self.workshop)
 
     def until(self, limit: int | None) -> Course | None:
         """The course as far as a system with a limit goes; ``None`` where even the first length is beyond it."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
+from pipeline.evaluate.exam import Exam
 from pipeline.evaluate.metrics import Interval, calibration_error, share
-from pipeline.evaluate.same_fact import corrected_neighbours
 from pipeline.memory.belief import taught_event
 from pipeline.memory.router import Router, load_router
 from pipeline.memory.store import LessonMemory
@@ -43,9 +43,7 @@ def route(
     """Teach ``lines`` by question and answer alone, then ask everything that ``probes``, which are among them, name."""
     memory = LessonMemory(encoder, router, settings)
     memory.apply(taught_event(line, number) for number, line in enumerate(lines, 1))
-    newest = {question_key(line.question): line.answer for line in lines}
-    expected = {question_key(text): newest[question_key(line.question)] for line in lines for text in line.paraphrases}
-    expected = corrected_neighbours(lines) | expected | newest
+    expected = Exam(tuple(lines)).corrections()
     asked = [("question", line.question) for line in probes]
     asked += [("paraphrase", text) for line in probes for text in line.paraphrases]
     asked += [("neighbour", text) for line in probes for text in line.neighbours]

@@ -161,7 +161,7 @@ def subjects_by_kind(lines: Sequence[LessonLine]) -> dict[str, list[str]]:
     for line in _resource("subjects.txt"):
         kind, names = line.split(": ", 1)
         subjects[kind] = [name.strip() for name in names.split(";")]
-    own = sorted({subject for line in lines if (subject := line.subject or common_subject(line))})
+    own = sorted({subject for line in lines if (subject := subject_of(line))})
     subjects |= dict.fromkeys(LINE_KINDS, own or subjects["organisation"])
     listed = {"country": _countries(), "city": _cities(), "element": _elements()}
     return {**subjects, **listed, **{kind: subjects[kind] + names for kind, names in _numbered(subjects).items()}}
@@ -176,19 +176,28 @@ def _numbered(subjects: dict[str, list[str]]) -> dict[str, list[str]]:
     return {"event": years, "software": versions, "standard": numbers}
 
 
+def subject_of(line: LessonLine) -> str | None:
+    """The file's own field, else the name that the question shares with its first paraphrase."""
+    return line.subject or common_subject(line)
+
+
 def common_subject(line: LessonLine) -> str | None:
     """The longest run of words that question and first paraphrase share, if it holds a name."""
     if not line.paraphrases:
         return None
-    left, right = line.question.split(), line.paraphrases[0].split()
-    match = SequenceMatcher(None, left, right, autojunk=False).find_longest_match()
-    words = left[match.a : match.a + match.size]
+    words = shared_run(line.question.split(), line.paraphrases[0].split())
     while words and not words[-1][:1].isupper():
         words.pop()
     while words and not (words[0][:1].isupper() or words[0][:1].isdigit()):
         words.pop(0)
     subject = re.sub(r"(['’]s|,)$", "", " ".join(words))
     return subject if len(subject) > 3 and "{" not in subject else None
+
+
+def shared_run(left: list[str], right: list[str]) -> list[str]:
+    """The longest run of words that both have."""
+    match = SequenceMatcher(None, left, right, autojunk=False).find_longest_match()
+    return left[match.a : match.a + match.size]
 
 
 def _countries() -> list[str]:

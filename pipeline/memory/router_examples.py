@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.data.lines import LessonLine, ProbeLine
-from pipeline.memory.router_data import Generator, common_subject
+from pipeline.memory.router_data import Generator, subject_of
 from pipeline.memory.segments import segments
 from pipeline.model.encoder import TextEncoder, Vectors
 
@@ -142,10 +142,6 @@ class SubjectSwap:
             name = self._random.choice(alike if alike and self._random.random() < 0.6 else self._names)
             if name not in subject and subject not in name:
                 yield text.replace(subject, name)
-
-
-def subject_of(line: LessonLine) -> str | None:
-    return line.subject or common_subject(line)
 
 
 def nearest_lessons(

@@ -9,8 +9,8 @@ import numpy as np
 
 from pipeline.data.lines import LessonLine
 from pipeline.memory.features import Near, Pair, beside_rivals
-from pipeline.memory.router_data import Fact, Generator
-from pipeline.memory.router_examples import about, others_of, subject_of
+from pipeline.memory.router_data import Fact, Generator, subject_of
+from pipeline.memory.router_examples import about, others_of
 from pipeline.memory.segments import segments
 from pipeline.model.encoder import TextEncoder, Vectors
 

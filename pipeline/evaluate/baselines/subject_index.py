@@ -7,14 +7,9 @@ from collections.abc import Sequence
 
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.seam import Recall, Reply, text_bytes
-from pipeline.memory.router_data import common_subject
+from pipeline.memory.router_data import subject_of
 
 _WORD = re.compile(r"\w+")
-
-
-def told_subject(line: LessonLine) -> str | None:
-    """The file's own field, else the name that the question shares with its first paraphrase."""
-    return line.subject or common_subject(line)
 
 
 class SubjectIndex:
@@ -26,7 +21,7 @@ class SubjectIndex:
 
     def teach(self, lines: Sequence[LessonLine]) -> None:
         for line in lines:
-            words = _words(told_subject(line) or line.question)
+            words = _words(subject_of(line) or line.question)
             self._answers[words] = line.answer
             self._longest = max(self._longest, len(words))
 
