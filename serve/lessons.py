@@ -16,6 +16,7 @@ from pipeline.feedback import lineage as traced
 from pipeline.feedback.intake import Receipt
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import Event
+from pipeline.memory.rewording import Overlap, overlap
 from pipeline.memory.types import Explanation, Lesson, Viewer, moment
 from serve.auth import Asker, Teacher
 from serve.errors import ApiError
@@ -33,6 +34,7 @@ from serve.schemas import (
     LineageLesson,
     LineageVersion,
     Name,
+    OverlapReply,
     RequestBody,
     TouchedAnswer,
 )
@@ -72,12 +74,23 @@ async def feedback(body: FeedbackRequest, request: Request, key: Asker) -> Feedb
 
 @routes.post("/v1/lessons")
 async def teach(body: NewLesson, request: Request, key: Teacher) -> FeedbackReply:
+    """The reply's ``overlap`` names the lesson that answered the question so far in other words, if one did."""
     service: Service = request.app.state.service
     line = LessonLine.model_validate(body.model_dump(exclude={"feedback_id", "session"}))
-    change = partial(
-        intake.record_lesson, service.log, line, key=key, feedback_id=body.feedback_id, session=body.session
+    found = await asyncio.get_running_loop().run_in_executor(
+        service.engine.memory_thread, overlap, service.memory, line, key.tenant
     )
-    return await _changed(service, change)
+    change = partial(
+        intake.record_lesson,
+        service.log,
+        line,
+        key=key,
+        feedback_id=body.feedback_id,
+        session=body.session,
+        replaces=found.lesson if found and found.replaced else None,
+    )
+    reply = await _changed(service, change)
+    return reply.model_copy(update={"overlap": _overlap(found)}) if found else reply
 
 
 @routes.patch("/v1/lessons/{lesson_id}")
@@ -232,6 +245,13 @@ async def _applied(service: Service, receipt: Receipt) -> FeedbackReply:
         lesson_seq=receipt.lesson_seq,
         duplicate=receipt.duplicate,
         quarantined=list(receipt.quarantined),
+    )
+
+
+def _overlap(found: Overlap) -> OverlapReply:
+    known = found.lesson
+    return OverlapReply(
+        lesson_id=known.lesson_id, question=known.question, answer=known.answer, replaced=found.replaced
     )
 
 

@@ -202,6 +202,15 @@ class FeedbackRequest(RequestBody):
         return self
 
 
+class OverlapReply(BaseModel):
+    lesson_id: str
+    question: str
+    answer: str = Field(description="before")
+    replaced: bool = Field(
+        description="the lesson has the new answer; if not, both stand, and the older one still answers its own wording"
+    )
+
+
 class FeedbackReply(BaseModel):
     feedback_id: str
     seq: int
@@ -209,6 +218,9 @@ class FeedbackReply(BaseModel):
     lesson_seq: int | None
     duplicate: bool
     quarantined: list[str] = Field([], description="why it does not count for others until a review accepts it")
+    overlap: OverlapReply | None = Field(
+        None, description="of a taught lesson: the one that answered its question so far, in other words"
+    )
 
 
 class LessonReply(BaseModel):

@@ -6,9 +6,10 @@
   another lesson's subject. Neither was taught: the output is to stay, and memory to be silent (``abstention``)
 - ``copy_wrong``, ``copy_wrong_<kind>``: a lesson bears on it, and copying its answer is wrong
 - ``mixed``: the same lessons' paraphrases and their ``copy_wrong`` probes together
-- ``stale``, ``overwritten``: lessons corrected once more with another answer; the share answered with the outdated one
-  (lower is better) and with the new one. ``stale_reworded``, ``overwritten_reworded``: the second correction was
-  posted under a paraphrase, and the lesson's own question is asked
+- ``stale``, ``overwritten``: lessons corrected once more with another answer, by a line that says which it replaces
+  (``previous``); the share answered with the outdated one (lower is better) and with the new one.
+  ``stale_reworded``, ``overwritten_reworded``: the second correction was posted under a paraphrase, and the lesson's
+  own question is asked
 
 Nothing here but what a line's subject is (``subject_of``) is shared with what the router is trained on
 (``pipeline/memory/router_data.py``), so that this stays a test of it.
@@ -265,7 +266,8 @@ class Workshop:
             if answer is None or keys[question_key(line.question)] > 1:
                 continue
             reworded = place % 2 == 1 and bool(line.paraphrases)
-            second.append(LessonLine(question=line.paraphrases[0] if reworded else line.question, answer=answer))
+            words = line.paraphrases[0] if reworded else line.question
+            second.append(LessonLine(question=words, answer=answer, previous=line.answer))
             asked += _after_overwriting(line, number, answer, reworded)
         return second, asked
 

@@ -173,15 +173,18 @@ def record_lesson(
     feedback_id: str | None = None,
     source: str | None = None,
     session: str = "",
+    replaces: Lesson | None = None,
 ) -> Receipt:
     """Record a lesson that was taught directly; a line of scope "session" needs the name of the ``session``.
 
+    ``replaces``: the lesson of the same fact in other words (:func:`pipeline.memory.rewording.overlap`).
     Raises :class:`NotAllowed` for a scope beyond the key's role.
     """
     place = standing(key, source or key.name, feedback_id, None, line.scope, session)
+    own = slot_id(key.tenant, place["scope"], place["scope_id"], line.question)
     body = {
         "op": "correct",
-        "lesson_id": slot_id(key.tenant, place["scope"], place["scope_id"], line.question),
+        "lesson_id": own if replaces is None else replaces.lesson_id,
         "question": line.question,
         "answer": line.answer,
         "previous": line.previous,

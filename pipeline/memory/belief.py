@@ -68,11 +68,12 @@ def evidence_for(event: NewEvent) -> tuple[str, ...]:
     return _shared_ids(event.tenant, body["question"]) if body["lesson_id"] == own else ()
 
 
-def taught_event(line: LessonLine, seq: int) -> Event:
+def taught_event(line: LessonLine, seq: int, replaces: Lesson | None = None) -> Event:
     """A lesson line as a teacher posts it, question and answer alone: its paraphrases are what a measurement asks."""
+    own = slot_id("default", "global", "", line.question)
     body: dict[str, Any] = {
         "op": "correct",
-        "lesson_id": slot_id("default", "global", "", line.question),
+        "lesson_id": own if replaces is None else replaces.lesson_id,
         "question": line.question,
         "answer": line.answer,
         "previous": line.previous,

@@ -223,7 +223,8 @@ def _elements() -> list[str]:
 
 def natural_lines() -> list[LessonLine]:
     """The shipped lines that show how freely people rephrase: ``examples/router`` and the stream's part ``fit``."""
-    written = [line for name in "abcde" for line in read_lines(example(f"router/lines_{name}.jsonl"), LessonLine)]
+    topics = sorted(example("router").glob("lines_*.jsonl"))
+    written = [line for file in topics for line in read_lines(file, LessonLine)]
     stream = read_lines(example("world_changes/lessons.jsonl"), LessonLine)
     return written + [line for line in stream if (line.model_extra or {}).get("part") == "fit"]
 

@@ -1,7 +1,8 @@
 """Training the router's second stage: each style's adapter first, then small heads over held-out lessons.
 
 Four fifths of the lessons train the adapters, the last fifth trains the heads, so that a head sees the pair encoders as
-they behave on lessons that they do not know.
+they behave on lessons that they do not know. Natural lines say themselves which they are (``held_out``), so that a
+router which is trained further, among more lines, still knows none that its heads are fitted on.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -54,7 +54,6 @@ HEAD_LESSONS = 400  # lessons per size of memory
 OPEN_RECALL = 0.999  # share of right candidates that the first head must let through
 
 Progress = Callable[[int, int, float], None]  # step, steps, loss
-Line = TypeVar("Line")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Material:
     def examples(self, encoder: TextEncoder, seed: int) -> list[Example]:
         """The pairs of one pass."""
         known, _ = split(self.lines)
-        written, _ = split(mixed(self.natural))
+        written, _ = by_field(self.natural)
         pairs = line_examples(known, encoder, seed)
         pairs = random.Random(seed).sample(pairs, min(len(pairs), self.most))
         pairs += generated_examples(known, seed, self.generated)
@@ -127,14 +126,16 @@ def _counted(progress: Progress | None, steps: int) -> Callable[[float], None]:
     return told
 
 
-def split(lines: Sequence[Line]) -> tuple[Sequence[Line], Sequence[Line]]:
+def split(lines: Sequence[LessonLine]) -> tuple[Sequence[LessonLine], Sequence[LessonLine]]:
     """Four fifths for the adapter, one for the heads."""
     return lines[: len(lines) * 4 // 5], lines[len(lines) * 4 // 5 :]
 
 
-def mixed(lines: Sequence[Line]) -> list[Line]:
-    """Natural lines stand in files by topic: the same shuffle for whoever splits them."""
-    return random.Random(0).sample(lines, len(lines))
+def by_field(lines: Sequence[LessonLine]) -> tuple[list[LessonLine], list[LessonLine]]:
+    """Natural lines for the adapter, and those that are marked ``held_out``, for the heads."""
+    marked = [bool((line.model_extra or {}).get("held_out")) for line in lines]
+    known = [line for line, held_out in zip(lines, marked, strict=True) if not held_out]
+    return known, [line for line, held_out in zip(lines, marked, strict=True) if held_out]
 
 
 # the pair encoder
@@ -206,7 +207,7 @@ def fit_heads(
     """
     tokenizer = pair_encoders.tokenizer
     table = WordTable(lambda word: tokenizer.encode(word, add_special_tokens=False) or [0])
-    lines, natural = split(material.lines), split(mixed(material.natural))
+    lines, natural = split(material.lines), by_field(material.natural)
     labelled = labelled_pairs(lines[1], natural[1], [*lines[0], *natural[0]], encoder, seed, count)
     pairs = [pair for pair, _ in labelled]
     labels = np.array([label for _, label in labelled], dtype=np.float32)

@@ -222,6 +222,13 @@ function lessonActions(card, lesson) {
   return group;
 }
 
+function overlap(other) {  // the lesson that answered the taught question so far, in other words
+  $("overlap").hidden = !other;
+  if (!other) return;
+  const what = other.replaced ? `“${other.question}” answered “${other.answer}” so far.` : `“${other.question}” still answers “${other.answer}”: retract it if it is the same fact.`;
+  $("overlap").replaceChildren(make("span", "", what), button("Show it", "quiet small", () => { $("search").value = other.question; lessons(); }));
+}
+
 // cycles
 
 async function cycles() {
@@ -347,7 +354,7 @@ $("teach-form").addEventListener("submit", event => {
   event.preventDefault();
   const error = $("teach-form").querySelector(".error");
   call("POST", "/v1/lessons", {question: $("teach-question").value, answer: $("teach-answer").value})
-    .then(() => { error.hidden = true; $("teach-form").reset(); lessons(); refresh(); })
+    .then(reply => { error.hidden = true; $("teach-form").reset(); overlap(reply.overlap); lessons(); refresh(); })
     .catch(failure => { error.hidden = false; error.textContent = failure.message; });
 });
 $("key-form").addEventListener("submit", async event => {

@@ -178,6 +178,19 @@ def test_lessons_are_taught_found_and_taken_back(place: Place) -> None:
     assert client.ask("Name of our plant?").lessons == []
 
 
+def test_a_lesson_in_other_words_replaces_the_one_it_says_it_replaces(place: Place) -> None:
+    client = place.client()
+    question, reworded = "What is the code of the bicycle shed?", "Which code opens the bicycle shed?"
+    first = client.teach(LessonLine(question=question, answer="4711"))
+    assert first["overlap"] is None
+    second = client.teach(LessonLine(question=reworded, answer="0815", previous="4711"))
+    assert second["lesson_id"] == first["lesson_id"]
+    assert second["overlap"] == {
+        "lesson_id": first["lesson_id"], "question": question, "answer": "4711", "replaced": True,
+    }  # fmt: skip
+    assert [client.ask(asked).text for asked in (question, reworded)] == ["0815", "0815"]
+
+
 def test_a_lesson_is_explained_reinforced_and_ends(place: Place) -> None:
     client, asker = place.client(), place.client("asker")
     question = "What is the name of the night train?"

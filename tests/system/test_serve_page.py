@@ -131,6 +131,14 @@ def test_lessons_are_taught_searched_edited_and_retracted(page: Page, place: Loc
     expect(page.locator(".lesson b")).to_have_text("Ficus")
     with place.client() as client:
         assert client.ask("What is the office plant called?").text == "Ficus"
+    page.get_by_role("button", name="Teach a lesson").click()
+    page.get_by_label("Question", exact=True).fill("What is the name of the plant in the office?")
+    page.get_by_label("Right answer").fill("Palm")
+    page.keyboard.press("Enter")
+    expect(page.locator("#overlap")).to_contain_text("“What is the office plant called?” still answers “Ficus”")
+    picture(page, "overlap")
+    page.get_by_role("button", name="Show it").click()
+    expect(page.locator(".lesson b")).to_have_text("Ficus")
     page.get_by_role("button", name="Retract").click()
     page.get_by_role("button", name="Really retract?").click()
     expect(page.locator("#lesson-count")).to_have_text("0 lessons")

@@ -123,7 +123,10 @@ def test_an_endpoint_that_is_not_there_is_told_in_words(
     assert "cannot be reached" in err
 
 
-@pytest.mark.parametrize("arguments", [[], ["only a question"], ["q", "a", "--file", __file__]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["only a question"], ["q", "a", "--file", __file__], ["--previous", "a", "--file", __file__]],
+)
 def test_teach_wants_a_lesson_or_a_file(
     arguments: list[str], home_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
