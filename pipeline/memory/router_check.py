@@ -13,6 +13,7 @@ from pipeline.evaluate.exam import Exam
 from pipeline.evaluate.metrics import Interval, calibration_error, share
 from pipeline.memory.belief import taught_event
 from pipeline.memory.router import Router, load_router
+from pipeline.memory.router_examples import others_of
 from pipeline.memory.store import LessonMemory
 from pipeline.memory.types import Reading, Viewer, question_key
 from pipeline.model.encoder import Encoder
@@ -24,7 +25,7 @@ PART = 256  # questions read at once
 class Routed:
     """One question and what the reading made of it."""
 
-    kind: str  # question | paraphrase | neighbour
+    kind: str  # question | paraphrase | neighbour (another subject) | other (the same subject, another relation)
     gate: float
     applies: bool  # a lesson of the memory asks this: so worded, as a paraphrase, or as another lesson's neighbour
     right: bool  # ... and the heaviest lesson has its answer
@@ -47,6 +48,7 @@ def route(
     asked = [("question", line.question) for line in probes]
     asked += [("paraphrase", text) for line in probes for text in line.paraphrases]
     asked += [("neighbour", text) for line in probes for text in line.neighbours]
+    asked += [("other", text) for line in probes for text in others_of(line)]
     readings = [
         reading
         for start in range(0, len(asked), PART)
@@ -68,7 +70,7 @@ def _routed(kind: str, reading: Reading, answer: str | None) -> Routed:
 
 
 def figures(routed: Sequence[Routed], gate: float) -> dict[str, Interval]:
-    """Shares of questions and paraphrases answered by the right lesson, and of neighbours that no lesson answers."""
+    """Shares of questions and paraphrases answered by the right lesson, and of the rest that no lesson answers."""
     kinds = dict.fromkeys(item.kind for item in routed)
     return {kind: share([item.correct(gate) for item in routed if item.kind == kind]) for kind in kinds}
 
@@ -85,6 +87,6 @@ def calibration(routed: Sequence[Routed]) -> float:
 def held_out_figures(
     tensors: Mapping[str, Tensor], lines: Sequence[LessonLine], encoder: Encoder, settings: MemorySettings | None = None
 ) -> dict[str, Interval]:
-    """All lines in one memory: ``paraphrase`` answered by the right lesson, ``neighbour`` by none."""
+    """All lines in one memory: ``paraphrase`` answered by the right lesson, ``neighbour`` and ``other`` by none."""
     settings = settings or MemorySettings()
     return figures(route(load_router(tensors), lines, lines, encoder, settings), settings.gate)

@@ -213,7 +213,7 @@ function lessonActions(card, lesson) {
   });
   const retract = button("Retract", "quiet small warn", () => {
     if (!retract.dataset.sure) { retract.dataset.sure = "1"; retract.textContent = "Really retract?"; return; }
-    told(card, async () => { await call("DELETE", `${path}?session=${session}`); await lessons(); refresh(); });
+    told(card, async () => { await call("DELETE", `${path}?session=${session}`); overlap(null); await lessons(); refresh(); });
   });
   retract.addEventListener("blur", () => { delete retract.dataset.sure; retract.textContent = "Retract"; });
   row.append(button("Edit", "quiet small", () => { form.hidden = false; row.hidden = true; input.select(); }), retract);

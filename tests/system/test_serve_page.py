@@ -132,8 +132,8 @@ def test_lessons_are_taught_searched_edited_and_retracted(page: Page, place: Loc
     with place.client() as client:
         assert client.ask("What is the office plant called?").text == "Ficus"
     page.get_by_role("button", name="Teach a lesson").click()
-    page.get_by_label("Question", exact=True).fill("What is the name of the plant in the office?")
-    page.get_by_label("Right answer").fill("Palm")
+    page.locator("#teach-question").fill("What is the name of the plant in the office?")
+    page.locator("#teach-answer").fill("Palm")
     page.keyboard.press("Enter")
     expect(page.locator("#overlap")).to_contain_text("“What is the office plant called?” still answers “Ficus”")
     picture(page, "overlap")
@@ -142,6 +142,7 @@ def test_lessons_are_taught_searched_edited_and_retracted(page: Page, place: Loc
     page.get_by_role("button", name="Retract").click()
     page.get_by_role("button", name="Really retract?").click()
     expect(page.locator("#lesson-count")).to_have_text("0 lessons")
+    expect(page.locator("#overlap")).to_be_hidden()
 
 
 def test_cycles_show_decisions_and_curves(page: Page) -> None:

@@ -13,9 +13,10 @@ from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.memory.features import FEATURES, Pair, WordTable, features
 from pipeline.memory.pair_encoder import adapter_tensors, base_pair_encoder, load_pair_encoder, make_trainable, style
 from pipeline.memory.router import CLOSELY, NO_RIVAL, SAME_WORDS, Head, close_rows, final_inputs, load_router
-from pipeline.memory.router_data import Generator, common_subject, read_relations
+from pipeline.memory.router_check import figures, route
+from pipeline.memory.router_data import Generator, common_subject, natural_lines, read_relations
 from pipeline.memory.router_examples import SubjectSwap, nearest_lessons, question_examples
-from pipeline.memory.router_fit import Material, fit_head, fit_router
+from pipeline.memory.router_fit import Material, by_field, fit_head, fit_router
 from pipeline.memory.segments import segments
 from pipeline.model.encoder import load_encoder
 
@@ -116,6 +117,31 @@ def test_training_one_style_leaves_the_other_bit_for_bit() -> None:
     assert all(name.startswith("question.") for name in changed)
     with pytest.raises(ValueError, match="needs all of"):
         fit_router(Material(lines), encoder, styles=("question",))
+
+
+def test_a_check_asks_everything_that_lines_name() -> None:
+    lines = [
+        LessonLine.model_validate({
+            "question": "What is the capital of Kazakhstan?",
+            "answer": "Astana",
+            "paraphrases": ["Which city is Kazakhstan's capital?"],
+            "neighbours": ["What is the capital of Peru?"],
+            "others": ["What is the currency of Kazakhstan?"],
+        }),
+        LessonLine(question="Who wrote Dune?", answer="Frank Herbert"),
+    ]  # fmt: skip
+    found = figures(route(load_router(), lines, lines, load_encoder(device="cpu")), gate=0.65)
+    assert {kind: (share.value, share.n) for kind, share in found.items()} == {
+        "question": (1.0, 2), "paraphrase": (1.0, 1), "neighbour": (1.0, 1), "other": (1.0, 1),
+    }  # fmt: skip
+
+
+def test_held_out_natural_lines_are_those_that_say_so() -> None:
+    lines = natural_lines()
+    known, held_out = by_field(lines)
+    assert len(known) + len(held_out) == len(lines)
+    assert 0.15 < len(held_out) / len(lines) < 0.25
+    assert len({line.id for line in lines}) == len(lines)
 
 
 def test_the_shipped_router_is_small() -> None:
