@@ -17,30 +17,42 @@ from dataclasses import dataclass
 
 from pipeline.data.lines import LessonLine
 from pipeline.memory.store import LessonMemory
-from pipeline.memory.types import Lesson, Viewer, question_key
+from pipeline.memory.types import Lesson, Reading, Viewer, question_key
 
-LIKELY = 0.65  # the weight from which the lesson's answer is given for the question
+LIKELY = 0.65  # the weight beside the null slot from which a lesson's answer is given for the question
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """The lesson that so far answers a question which is now taught in other words; ``replaced``: it is that lesson."""
+    """A lesson that so far answers a question which is now taught in other words; ``replaced``: it is the same fact."""
 
     lesson: Lesson
     replaced: bool
 
 
 def overlap(memory: LessonMemory, line: LessonLine, tenant: str = "default") -> Overlap | None:
-    """What a line for everybody shares with a lesson for everybody; ``None`` where its words are known or new."""
+    """What a line for everybody shares with a lesson for everybody: the one that it replaces, else one that disagrees.
+
+    ``None`` where its words are a lesson's own question, and where no lesson answers it otherwise.
+    """
     if line.scope in ("session", "user"):
         return None
     (reading,) = memory.read([line.question], [Viewer(tenant)])
-    if not reading.slots or reading.slots[0].weight <= LIKELY:
-        return None
-    lesson = memory.get(reading.slots[0].lesson_id)
     asked = question_key(line.question)
-    if lesson is None or lesson.private or question_key(lesson.question) == asked:
+    known = [lesson for lesson in _likely(memory, reading) if not lesson.private]
+    if any(question_key(lesson.question) == asked for lesson in known):
         return None
-    told = asked in map(question_key, lesson.paraphrases)
-    outdated = line.previous is not None and question_key(line.previous) == question_key(lesson.answer)
-    return Overlap(lesson, replaced=told or outdated)
+    for lesson in known:
+        told = asked in map(question_key, lesson.paraphrases)
+        outdated = line.previous is not None and question_key(line.previous) == question_key(lesson.answer)
+        if told or outdated:
+            return Overlap(lesson, replaced=True)
+    others = (lesson for lesson in known if question_key(lesson.answer) != question_key(line.answer))
+    return next((Overlap(lesson, replaced=False) for lesson in others), None)
+
+
+def _likely(memory: LessonMemory, reading: Reading) -> list[Lesson]:
+    """The lessons that would answer the question if they were alone beside the null slot, the likeliest first."""
+    slots = [slot for slot in reading.slots if slot.weight > LIKELY * (slot.weight + reading.null_weight)]
+    found = (memory.get(slot.lesson_id) for slot in slots)
+    return [lesson for lesson in found if lesson is not None]

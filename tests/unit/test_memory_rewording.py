@@ -54,6 +54,16 @@ def test_without_saying_so_nothing_is_replaced_but_the_older_lesson_is_named(mem
     assert len(memory) == 3
 
 
+def test_of_two_that_answer_it_the_outdated_one_is_replaced_and_agreement_is_no_overlap(memory: LessonMemory) -> None:
+    teach(memory, LessonLine(question=REWORDED, answer="euro"))
+    third = "What money is used in Croatia?"
+    found = overlap(memory, LessonLine(question=third, answer="euro", previous="kuna"))
+    assert found is not None
+    assert (found.lesson.answer, found.replaced) == ("kuna", True)
+    teach(memory, LessonLine(question=third, answer="euro", previous="kuna"))
+    assert overlap(memory, LessonLine(question="Which money does Croatia use?", answer="Euro")) is None
+
+
 @pytest.mark.parametrize(
     "line",
     [
