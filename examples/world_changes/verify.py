@@ -38,9 +38,9 @@ def field_problems(lesson: Lesson) -> Iterator[str]:
     fields = set(lesson) - {"held_out"}  # stands in some lines of part "fit" alone
     if fields != set(FIELDS):
         yield f"fields differ: {sorted(fields ^ set(FIELDS))}"
-    if "held_out" in lesson and (lesson["held_out"] is not True or lesson.get("part") != "fit"):
-        yield "held_out is for lines of part fit, and true"
         return
+    if "held_out" in lesson and (lesson["held_out"] is not True or lesson["part"] != "fit"):
+        yield "held_out is for lines of part fit, and true"
     for name in FIELDS[:-1]:
         if not lesson[name]:
             yield f"{name} is empty"

@@ -70,20 +70,16 @@ class Memory:
         self._memory = memory
         self._answerer = answerer
         self._settings = settings
-        self._taught: set[str] = set()  # answers
 
     def teach(self, lines: Sequence[LessonLine]) -> None:
         """One by one, because a line may say that it replaces what another has taught in other words."""
         from pipeline.memory.belief import taught_event
         from pipeline.memory.rewording import overlap
-        from pipeline.memory.types import question_key
 
         for line in lines:
-            outdated = line.previous is not None and question_key(line.previous) in self._taught
-            found = overlap(self._memory, line) if outdated else None  # else nothing can be replaced
+            found = overlap(self._memory, line)
             replaces = found.lesson if found and found.replaced else None
             self._memory.apply([taught_event(line, self._memory.applied_seq + 1, replaces)])
-            self._taught.add(question_key(line.answer))
 
     def ask(self, questions: Sequence[str]) -> list[Reply]:
         from pipeline.memory.strategy import plan

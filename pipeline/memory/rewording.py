@@ -19,7 +19,9 @@ from pipeline.data.lines import LessonLine
 from pipeline.memory.store import LessonMemory
 from pipeline.memory.types import Lesson, Reading, Viewer, question_key
 
-LIKELY = 0.65  # the weight beside the null slot from which a lesson's answer is given for the question
+# The weight beside the null slot from which a lesson counts. It is no recipe's gate: one that is lowered for answering
+# must not make overwriting laxer.
+LIKELY = 0.65
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,11 @@ def split(lines: Sequence[LessonLine]) -> tuple[Sequence[LessonLine], Sequence[L
 
 def by_field(lines: Sequence[LessonLine]) -> tuple[list[LessonLine], list[LessonLine]]:
     """Natural lines for the adapter, and those that are marked ``held_out``, for the heads."""
-    marked = [bool((line.model_extra or {}).get("held_out")) for line in lines]
-    known = [line for line, held_out in zip(lines, marked, strict=True) if not held_out]
-    return known, [line for line, held_out in zip(lines, marked, strict=True) if held_out]
+    return [line for line in lines if not _held_out(line)], [line for line in lines if _held_out(line)]
+
+
+def _held_out(line: LessonLine) -> bool:
+    return bool((line.model_extra or {}).get("held_out"))
 
 
 # the pair encoder
