@@ -4,8 +4,9 @@
 
 Each method starts from the recipe's model and gets one cycle's lessons after the other, in the loop of the one train
 function. After every cycle all cycles' lessons are asked, in the trained and in a withheld wording (R[i][j], whole
-strings, greedy free generation, no lesson memory), unrelated prompts and neighbours (output string identical), and the
-retention probes.
+strings, greedy free generation, no lesson memory); after the last also unrelated prompts and neighbours (output string
+identical), and the retention probes. A method takes an hour or two on two cores: measure each into a file of its own,
+and put them into one table with ``--methods none --merge FILE ...``.
 
 **Equal compute**: a cycle may push at most ``--budget`` sequences per lesson through forward and backward, replayed
 ones included, and stops earlier where the mean loss per token falls to the recipe's target. So a method that replays a
@@ -19,6 +20,7 @@ growing log gets fewer passes, not more compute. The seconds that it took are re
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -35,7 +37,7 @@ from pipeline.data.examples import example
 from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_lines
 from pipeline.data.phrasing import phrasings
 from pipeline.evaluate import continual
-from pipeline.evaluate.answers import Store
+from pipeline.evaluate.answers import AnswerCache, Store, cache_file, model_name
 from pipeline.evaluate.compare import matches, sample
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.protocol import prompt_messages
@@ -93,22 +95,44 @@ def main() -> None:
     log = [lines[start : start + given.per_cycle] for start in range(0, len(lines), given.per_cycle)]
     if len(log) < given.cycles or len(log[-1]) < given.per_cycle:
         sys.exit(f"{given.lessons} has too few lessons for {given.cycles} cycles of {given.per_cycle}")
-    exam = Exam(log, given)
     start = Answerer.load(Bundle.initial(recipe))
-    before = exam.reference = exam.take(SharedAnswerer(start, exam.store))
-    figures: dict[str, Any] = {"none": nothing_done(before, given.cycles)}
+    exam = Exam(log, given, Store(AnswerCache(cache_file(), model_name(start))))
+    before = exam.reference = exam.row(exam.asker(start)) | exam.rest(exam.asker(start))
     asked = {key: value.name if isinstance(value, Path) else value for key, value in vars(given).items()}
-    for name in given.methods:
+    del asked["merge"]
+    figures: dict[str, Any] = {"none": nothing_done(before, given.cycles), **merged(given.merge, asked)}
+
+    def write() -> None:
+        record.save(given.out, {"asked": asked, "n": exam.sizes(), "before": before["R"], "methods": figures})
+
+    write()
+    for name in [name for name in given.methods if name in ENTRIES]:
         figures[name] = run(name, recipe, start, log, exam, given.budget)
         report(name, figures[name])
-        record.save(given.out, {"asked": asked, "n": exam.sizes(), "before": before["R"], "methods": figures})
+        write()
     continual.heat_map({name: found["R"] for name, found in figures.items()}, given.out.with_suffix(".png"))
 
 
-class Exam:
-    """What every model is asked after every cycle. ``reference``: the uncorrected model's sheet."""
+def merged(paths: Sequence[Path], asked: dict[str, Any]) -> dict[str, Any]:
+    """The methods of other runs that were asked the same, each with the circumstances under which it ran."""
+    figures: dict[str, Any] = {}
+    for path in paths:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        for key in set(asked) - {"methods", "threads", "out"}:
+            if found["asked"][key] != asked[key]:
+                sys.exit(f"{path}: it was measured with {key} = {found['asked'][key]!r}, and this is {asked[key]!r}")
+        ran = {name: each for name, each in found["methods"].items() if name != "none"}
+        figures |= {name: {"circumstances": found["circumstances"], **each} for name, each in ran.items()}
+    return figures
 
-    def __init__(self, log: Log, given: argparse.Namespace) -> None:
+
+class Exam:
+    """What every model is asked: a row of R after every cycle, the rest after the last.
+
+    ``reference``: the uncorrected model's sheet.
+    """
+
+    def __init__(self, log: Log, given: argparse.Namespace, store: Store) -> None:
         self.log = log
         probes = read_lines(example("retention/probes.jsonl"), RetentionProbe)
         unrelated = [line.question for line in (*read_lines(example("replay/unrelated.jsonl"), ProbeLine), *probes)]
@@ -118,25 +142,33 @@ class Exam:
         self.neighbours = sample(sorted(neighbours), given.neighbours, given.seed)
         self.probes = sample(probes, given.retention, given.seed)
         self.reference: dict[str, Any] | None = None
-        self.store = Store()
+        self._store = store
 
     def sizes(self) -> dict[str, int]:
         parts = {"unrelated": self.unrelated, "neighbours": self.neighbours, "retention": self.probes}
         return {"lessons_per_cycle": len(self.log[0]), **{name: len(part) for name, part in parts.items()}}
 
-    def take(self, answerer: SharedAnswerer) -> dict[str, Any]:
-        """A sheet: a row of R in both wordings, outputs that should not move, retention probes."""
-        sheet: dict[str, Any] = {
+    def asker(self, answerer: Answerer) -> SharedAnswerer:
+        """Answers of the start's own weights are kept for the next run; those of weights that changed serve nobody."""
+        return SharedAnswerer(answerer, Store() if answerer.bundle.tensors else self._store)
+
+    def row(self, answerer: SharedAnswerer) -> dict[str, Any]:
+        """A row of R in both wordings."""
+        return {
             "R": [self._right(answerer, [(x.question, x.answer) for x in lines]) for lines in self.log],
             "R_withheld": [
                 self._right(answerer, [(text, x.answer) for x in lines for text in phrasings(x)[1]])
                 for lines in self.log
             ],
+        }
+
+    def rest(self, answerer: SharedAnswerer) -> dict[str, Any]:
+        """Outputs that should not move, and the retention probes."""
+        return {
             "unrelated": texts(answerer, self.unrelated, self._known("unrelated")),
             "neighbours": texts(answerer, self.neighbours, self._known("neighbours")),
             "retention": right(answerer, self.probes),
         }
-        return sheet
 
     def _known(self, part: str) -> list[str] | None:
         return self.reference[part] if self.reference else None
@@ -173,8 +205,8 @@ def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget
         bundle, sequences = trained(answerer, data, settings, budget * len(lines))
         seconds = time.monotonic() - began
         answerer = Answerer.load(bundle, share=start)
-        began, asked = time.monotonic(), SharedAnswerer(answerer, exam.store)
-        rows.append(exam.take(asked) | {"seconds": seconds, "sequences": sequences})
+        began, asked = time.monotonic(), exam.asker(answerer)
+        rows.append(exam.row(asked) | {"seconds": seconds, "sequences": sequences})
         told = f"{seconds:.0f} s training, {time.monotonic() - began:.0f} s asking {asked.asked} prompts"
         print(name, cycle + 1, [round(x, 2) for x in rows[-1]["R"]], told, file=sys.stderr, flush=True)
     assert exam.reference is not None
@@ -184,7 +216,7 @@ def run(name: str, recipe: Recipe, start: Answerer, log: Log, exam: Exam, budget
         "R_withheld": withheld,
         **continual.summary(matrix, exam.reference["R"]),
         "withheld": continual.summary(withheld, exam.reference["R_withheld"]),
-        **exam.kept(rows[-1]),
+        **exam.kept(exam.rest(exam.asker(answerer))),
         "seconds": [row["seconds"] for row in rows],
         "sequences": [row["sequences"] for row in rows],
     }
@@ -220,7 +252,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--skip", type=int, default=0, help="lessons at the file's beginning to leave out")
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--per-cycle", type=int, default=100)
-    parser.add_argument("--methods", nargs="+", choices=ENTRIES, default=list(ENTRIES))
+    parser.add_argument("--methods", nargs="+", choices=["none", *ENTRIES], default=list(ENTRIES))
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], help="results of other methods, asked the same")
     parser.add_argument("--budget", type=int, default=216, help="sequences per lesson and cycle, at most")
     parser.add_argument("--unrelated", type=int, default=1000)
     parser.add_argument("--neighbours", type=int, default=100)

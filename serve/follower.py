@@ -8,9 +8,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import Event, EventKind
+from pipeline.feedback.vectors import apply_kept
 from pipeline.memory.store import LessonMemory
 from serve.canary import Canary
 from serve.decode_loop import Served
@@ -45,7 +47,8 @@ class LessonFollower:
             seq, found = await asyncio.to_thread(self._page, self._engine.followed.value)
             if found:
                 self._engine.policy.apply(found)
-                await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, self._memory.apply, found)
+                apply = partial(apply_kept, self._events, self._memory, found)
+                await asyncio.get_running_loop().run_in_executor(self._engine.memory_thread, apply)
             await self._engine.followed.advance(seq)
             behind = len(found) == PAGE
         return self._engine.followed.value

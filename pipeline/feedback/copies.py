@@ -86,7 +86,7 @@ def _scrub_database(log: EventLog) -> None:
         if log.engine.dialect.name == "sqlite":
             connection.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
         else:
-            connection.exec_driver_sql("VACUUM events, subject_keys, citations")
+            connection.exec_driver_sql("VACUUM events, event_vectors, subject_keys, citations")
 
 
 def _erase_sealed(home: Home, log: EventLog, plan: Plan) -> None:

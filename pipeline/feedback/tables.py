@@ -7,8 +7,10 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -58,6 +60,16 @@ citations = Table(
     Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     Column("lesson_id", String(64), primary_key=True),
     Index("ix_citations_lesson", "lesson_id"),
+)
+
+# The encoded wordings of a lesson event, encrypted as its body is: a cache, which goes with its event.
+event_vectors = Table(
+    "event_vectors",
+    metadata,
+    Column("event_id", String(64), ForeignKey("events.event_id", ondelete="CASCADE"), primary_key=True),
+    Column("encoder", Text, primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("box", LargeBinary, nullable=False),
 )
 
 # The data key of each source, wrapped by a master key that lies elsewhere. A deleted row is a shredded source.

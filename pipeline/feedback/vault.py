@@ -77,14 +77,39 @@ class Vault:
 
     def seal(self, key_id: str, event_id: str, text: str) -> str:
         """``text`` as it is stored; ``key_id`` must come from :meth:`keys_for`."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        box = nonce + self._ciphers[key_id].encrypt(nonce, text.encode("utf-8", "surrogatepass"), event_id.encode())
+        box = self.seal_bytes(key_id, event_id, text.encode("utf-8", "surrogatepass"))
         return f"{MARK}:{key_id}:{base64.b64encode(box).decode()}"
+
+    def seal_bytes(self, key_id: str, place: str, data: bytes) -> bytes:
+        """The same for bytes, which open at the same ``place`` alone: an event's id, with what is stored beside it."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return nonce + self._ciphers[key_id].encrypt(nonce, data, place.encode())
 
     def open(self, bodies: Sequence[tuple[str, str]]) -> list[str]:
         """The texts of (event_id, stored body) pairs; a body from before encryption is returned as it is."""
-        self._fetch({key_id(body) for _, body in bodies} - {None} - self._ciphers.keys())
+        self.fetch(name for _, body in bodies if (name := key_id(body)))
         return [self._opened(event_id, body) for event_id, body in bodies]
+
+    def open_bytes(self, key_id: str, place: str, box: bytes) -> bytes:
+        """What :meth:`seal_bytes` made; call :meth:`fetch` for many boxes first."""
+        cipher = self._ciphers.get(key_id)
+        if cipher is None:
+            raise KeyUnavailable(f"event {place}: its key {key_id} was destroyed, so its text cannot be read")
+        try:
+            return cipher.decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], place.encode())
+        except InvalidTag:
+            raise KeyUnavailable(
+                f"event {place}: its text does not belong to its key {key_id}; it is damaged"
+            ) from None
+
+    def fetch(self, key_ids: Iterable[str]) -> None:
+        """Unwrap the keys that are not at hand yet; one that was destroyed is passed over."""
+        for part in chunks(sorted(set(key_ids) - self._ciphers.keys())):
+            query = select(subject_keys).where(subject_keys.c.key_id.in_(part))
+            with self._engine.connect() as connection:
+                rows = connection.execute(query).mappings().all()
+            for row in rows:
+                self._remember(row["key_id"], row["master_id"], row["wrapped"])
 
     def destroy(self, connection: Connection, subjects: Iterable[Subject]) -> int:
         """Forget the subjects' keys for good; returns how many there were. What they wrote later gets a new key."""
@@ -123,14 +148,6 @@ class Vault:
             "created": utc_now(),
         }
 
-    def _fetch(self, key_ids: Iterable[str | None]) -> None:
-        for part in chunks(sorted(name for name in key_ids if name)):
-            query = select(subject_keys).where(subject_keys.c.key_id.in_(part))
-            with self._engine.connect() as connection:
-                rows = connection.execute(query).mappings().all()
-            for row in rows:
-                self._remember(row["key_id"], row["master_id"], row["wrapped"])
-
     def _remember(self, name: str, master_id: str, wrapped: str) -> None:
         if name not in self._ciphers:
             self._ciphers[name] = AESGCM(self._unwrapped(name, master_id, wrapped))
@@ -142,17 +159,8 @@ class Vault:
         name = key_id(body)
         if name is None:
             return body
-        cipher = self._ciphers.get(name)
-        if cipher is None:
-            raise KeyUnavailable(f"event {event_id}: its key {name} was destroyed, so its text cannot be read")
         box = base64.b64decode(body.rsplit(":", 1)[1])
-        try:
-            text = cipher.decrypt(box[:NONCE_BYTES], box[NONCE_BYTES:], event_id.encode())
-        except InvalidTag:
-            raise KeyUnavailable(
-                f"event {event_id}: its text does not belong to its key {name}; it is damaged"
-            ) from None
-        return text.decode("utf-8", "surrogatepass")
+        return self.open_bytes(name, event_id, box).decode("utf-8", "surrogatepass")
 
 
 def key_id(body: str) -> str | None:

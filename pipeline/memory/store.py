@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -24,6 +24,8 @@ from pipeline.memory.segments import segments
 from pipeline.memory.snapshot import Key, audience
 from pipeline.memory.types import NARROWER, Explanation, Lesson, Reading, SlotWeight, Viewer, moment, question_key
 from pipeline.model.encoder import Encoder
+
+Encode = Callable[[Sequence[str]], Vectors]
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,15 @@ class LessonMemory:
 
     # writing
 
-    def apply(self, events: Iterable[Event]) -> int:
-        """Fold events in; those at or below ``applied_seq`` are known already. Returns the new ``applied_seq``."""
+    def apply(self, events: Iterable[Event], encode: Encode | None = None) -> int:
+        """Fold events in; those at or below ``applied_seq`` are known already. Returns the new ``applied_seq``.
+
+        ``encode``: the encoder, or one that remembers what it has encoded before.
+        """
         with self._writing:
             fresh = sorted((event for event in events if event.seq > self.applied_seq), key=lambda event: event.seq)
             texts = list(dict.fromkeys(text for event in fresh for text in self._unknown(event)))
-            vectors = dict(zip(texts, self.encoder.encode(texts), strict=True)) if texts else {}
+            vectors = dict(zip(texts, (encode or self.encoder.encode)(texts), strict=True)) if texts else {}
             with self._lock:
                 changed: dict[str, None] = {}
                 for event in fresh:
@@ -72,9 +77,9 @@ class LessonMemory:
 
     def _unknown(self, event: Event) -> list[str]:
         """The wordings that the event may need keys for: encoded before the readers are held up."""
-        if event.kind != "lesson" or event.body["op"] != "correct":
+        told = wordings(event)
+        if not told:
             return []
-        told = [event.body["question"], *(event.body.get("paraphrases") or ())]
         known = self._known(event.body["lesson_id"])
         if event.role == "ask":  # the lesson is copied into the asker's scope
             return [*told, *known]
@@ -260,6 +265,13 @@ class LessonMemory:
                 rows[key.lesson_id].append(row)
         memory._rows = {lesson_id: tuple(held) for lesson_id, held in rows.items()}
         return memory
+
+
+def wordings(event: Event) -> list[str]:
+    """The question and the phrasings that a lesson event tells."""
+    if event.kind != "lesson" or event.body["op"] != "correct":
+        return []
+    return [event.body["question"], *(event.body.get("paraphrases") or ())]
 
 
 def _audiences(viewer: Viewer) -> list[Audience]:

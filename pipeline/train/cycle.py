@@ -215,7 +215,7 @@ def read_cycle(
     history = cycle_history(home.feedback_table, log, manifest)
     lessons = cycle_lessons(history, manifest)
     known = fold(event for event in history if event.seq <= manifest.from_seq)
-    asked = served_prompts(history, manifest, recipe, champion) if lessons else {}
+    asked = served_prompts(log, history, manifest, recipe, champion) if lessons else {}
     exam = _examination(home, known, recipe, manifest, lessons)
     replayed = {lesson_id: known[lesson_id] for lesson_id in manifest.replayed}
     return training_set(manifest, lessons | replayed, recipe, asked), exam

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.config import Recipe, TrainSettings
 from pipeline.data.examples import example
 from pipeline.data.lines import ProbeLine, read_lines
+from pipeline.feedback.events import EventLog
 from pipeline.feedback.manifest import Manifest, manifests
 from pipeline.feedback.records import Event
 from pipeline.memory.strategy import EVEN
@@ -22,20 +23,23 @@ def shipped_prompts() -> tuple[str, ...]:
     return tuple(line.question for line in read_lines(example("replay/prompts.jsonl"), ProbeLine))
 
 
-def served_prompts(history: Sequence[Event], manifest: Manifest, recipe: Recipe, champion: Bundle) -> dict[int, str]:
+def served_prompts(
+    log: EventLog, history: Sequence[Event], manifest: Manifest, recipe: Recipe, champion: Bundle
+) -> dict[int, str]:
     """The manifest's served questions that no lesson answers in other words either, by their rows.
 
     What the lesson memory would answer today is meant to change: to replay it would hold the weights back.
     """
     if not manifest.served:
         return {}
+    from pipeline.feedback.vectors import apply_kept
     from pipeline.memory.router import load_router
     from pipeline.memory.store import LessonMemory
     from pipeline.model.encoder import load_encoder
 
     asked = [event for event in history if event.seq in {*manifest.served}]
     memory = LessonMemory(load_encoder(recipe.model.encoder), load_router(champion.router), recipe.memory)
-    memory.apply(history)
+    apply_kept(log, memory, history)
     readings = memory.read([event.body["question"] for event in asked], [Viewer(event.tenant) for event in asked])
     return {event.seq: event.body["question"] for event, read in zip(asked, readings, strict=True) if read.gate < EVEN}
 

@@ -84,7 +84,7 @@ def test_what_a_lesson_answers_in_other_words_is_not_replayed(log: EventLog, hom
     made = manifest(log, Path(home.feedback_table))
     assert len(made.served) == 2
     history = cycle_history(home.feedback_table, log, made)
-    asked = served_prompts(history, made, recipe, Bundle.initial(recipe))
+    asked = served_prompts(log, history, made, recipe, Bundle.initial(recipe))
     assert asked == {hamlet.seq: "Who wrote Hamlet?"}
     data = training_set(made, cycle_lessons(history, made), recipe, asked)
     assert data.replay == ("Who wrote Hamlet?", *shipped_prompts())

@@ -16,12 +16,17 @@ import openai
 import pytest
 import ray
 from openai.types.chat import ChatCompletionMessageParam
+from sqlalchemy import func, select
 
 from pipeline.config import Recipe
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.database import open_database
-from pipeline.feedback.keys import KeyRing
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.intake import record_lesson
+from pipeline.feedback.keys import Key, KeyRing
 from pipeline.feedback.sealer import sealed_seq
+from pipeline.feedback.tables import event_vectors
+from pipeline.feedback.vectors import WORTH
 from pipeline.home import Home
 from pipeline.model.bundle import HEADER, Bundle
 from pipeline.tracking.registry import Registry
@@ -380,6 +385,14 @@ def test_a_restarted_endpoint_has_caught_up_before_it_answers(place: Place, tmp_
     deploy.stop()
     with pytest.raises(NoChampion):
         deploy.start(Home(tmp_path).create(), place.recipe, port=0)
+    log = EventLog(open_database(place.home.events_url))
+    for room in range(WORTH):
+        line = LessonLine(question=f"What is the code of room {room}?", answer=f"code {room}")
+        record_lesson(log, line, key=Key("ada", "teach"))
     place.url = deploy.start(place.home, place.recipe, port=0).url
-    reply = place.client().ask(CAPITAL)
-    assert (reply.text, reply.strategy) == ("Astana", "copy")
+    for question, answer in ((CAPITAL, "Astana"), ("What is the code of room 7?", "code 7")):
+        reply = place.client().ask(question)
+        assert (reply.text, reply.strategy) == (answer, "copy")
+    with log.engine.connect() as connection:  # so that the next start need not encode them
+        assert connection.execute(select(func.count()).select_from(event_vectors)).scalar_one() >= WORTH
+    log.engine.dispose()

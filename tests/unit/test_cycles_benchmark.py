@@ -40,6 +40,23 @@ def test_every_method_in_one_table(arguments: Path) -> None:
     assert arguments.with_suffix(".png").stat().st_size > 1000
 
 
+def test_methods_measured_apart_come_into_one_table(
+    arguments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [*sys.argv[:-2], "--methods"]
+    monkeypatch.setattr(sys, "argv", [*command, "memory", "--out", str(tmp_path / "alone.json")])
+    cycles.main()
+    together = [*command, "none", "--merge", str(tmp_path / "alone.json"), "--out", str(arguments)]
+    monkeypatch.setattr(sys, "argv", together)
+    cycles.main()
+    alone, found = (json.loads(path.read_text()) for path in (tmp_path / "alone.json", arguments))
+    assert list(found["methods"]) == ["none", "memory"]
+    assert found["methods"]["memory"] == {"circumstances": alone["circumstances"], **alone["methods"]["memory"]}
+    monkeypatch.setattr(sys, "argv", [*together, "--budget", "39"])
+    with pytest.raises(SystemExit, match="measured with budget = 40, and this is 39"):
+        cycles.main()
+
+
 def test_a_growing_log_gets_fewer_passes_and_not_more_compute() -> None:
     log = [[LessonLine(question=f"{c}-{n}?", answer="a") for n in range(100)] for c in range(4)]
     assert len(cycles.ENTRIES["replay_all"].history(log)) == 400
