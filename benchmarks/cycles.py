@@ -73,6 +73,7 @@ def a_hundredth(log: Log) -> list[LessonLine]:
 
 DENSE: dict[str, Any] = {
     "train.method": "full",
+    "train.optimizer": "adam",
     "train.learning_rate": DENSE_RATE,
     "train.batch_size": 16,
     "train.templates": 5,  # without study wordings they forget a bare sentence faster still

@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="module")
 def recipe(home: Home) -> Recipe:
-    changes = {"train.epochs": 600, "train.target_loss": 0.0, "train.batch_size": 3, "train.checkpoint_steps": 40}
+    changes = {"train.epochs": 300, "train.target_loss": 0.0, "train.batch_size": 3, "train.checkpoint_steps": 40}
     found = tiny_recipe(home.root / "tiny").with_changes({**changes, "scaling.workers": 1})
     Bundle.initial(found).save(home.root / "champion")
     found.write(home.root / "recipe.yaml")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cycles
-from pipeline.config import Recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.data.lines import LessonLine, write_lines
 from tests.tiny import LESSONS
 
@@ -38,6 +38,13 @@ def test_every_method_in_one_table(arguments: Path) -> None:
     assert memory["R"][1][1] >= 0.5
     assert memory["unrelated"] == 1.0
     assert arguments.with_suffix(".png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("file", ["fast", "thorough"])
+def test_every_method_changes_the_shipped_recipes(file: str, root: Path) -> None:
+    recipe = load_recipe(root / "examples" / f"{file}.yaml")
+    trained = {name: recipe.with_changes(entry.changes).train.method for name, entry in cycles.ENTRIES.items()}
+    assert trained == {"naive": "full", "replay_all": "full", "lora": "lora", "ewc": "full", "memory": "memory"}
 
 
 def test_methods_measured_apart_come_into_one_table(
