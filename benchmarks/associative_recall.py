@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
+from benchmarks.record import save
 from pipeline.config import Recipe
 from pipeline.evaluate.metrics import share
 from pipeline.evaluate.plots import COLOURS
@@ -120,11 +120,9 @@ def main() -> None:
             fresh = measure(kind, seed, wanted.epochs, wanted.episodes)
             kept = json.loads(wanted.out.read_text())["rows"] if wanted.out.exists() else []
             rows = [r for r in kept if (r["kind"], r["seed"]) != (kind, seed)] + fresh
-            machine = {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[1]}
-            header = {"command": "python benchmarks/associative_recall.py", "epochs": wanted.epochs, "machine": machine}
-            header |= {"d_head": SIZES["tiny"].d_head, "chance": CHANCE, "loss_of_chance": math.log(1 / CHANCE)}
-            wanted.out.parent.mkdir(parents=True, exist_ok=True)
-            wanted.out.write_text(json.dumps(header | {"rows": rows}, indent=1) + "\n")
+            header = {"epochs": wanted.epochs, "d_head": SIZES["tiny"].d_head}
+            header |= {"chance": CHANCE, "loss_of_chance": math.log(1 / CHANCE)}
+            save(wanted.out, header | {"rows": rows})
             plot(rows, wanted.out.with_suffix(".png"))
 
 

@@ -22,7 +22,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving_common import EMPTY, EMPTY_FETCHES, Place, bars, keep, machine, percentiles, serve_nothing, serving
+from serving_common import EMPTY, EMPTY_FETCHES, Place, bars, keep, percentiles, serve_nothing, serving
+
+from benchmarks.record import circumstances
 
 ANSWERS = 64
 GOAL = 0.6
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "protocol": vars(asked)}
+    result: dict[str, Any] = {"circumstances": circumstances(), "protocol": vars(asked)}
     with serving(None, {}) as place:
         serve_nothing(EMPTY, EMPTY_FETCHES)
         with ThreadPoolExecutor(8) as pool:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,7 @@ import numpy as np
 import psutil
 from rich.progress import track
 
+from benchmarks.record import save
 from pipeline.feedback.records import Event
 from pipeline.memory.belief import slot_id
 from pipeline.memory.index import Audience, PartitionedIndex, Vectors
@@ -222,18 +221,6 @@ def load_only(folder: Path) -> None:
     print(round(took, 1), round((rss() - before) / 1e6))
 
 
-def circumstances() -> dict[str, Any]:
-    return {
-        "command": " ".join(sys.argv),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1m_at_the_end": round(os.getloadavg()[0], 1),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count(),
-    }
-
-
 def plot(figures: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
@@ -277,8 +264,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures["memory"] = measure_memory(vectors, Path(folder))
     print(figures["memory"], file=sys.stderr)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps({**circumstances(), **figures}, indent=2) + "\n", encoding="utf-8")
+    save(asked.out, figures)
     plot(figures, asked.out.with_suffix(".png"))
 
 

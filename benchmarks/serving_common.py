@@ -1,20 +1,16 @@
-"""What the serving benchmarks share: a running endpoint, percentiles, the machine, and where results go."""
+"""What the serving benchmarks share: a running endpoint, percentiles, and where results go."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 from fastapi import FastAPI, Request
 from ray import serve as ray_serve
 
@@ -87,15 +83,6 @@ def serving(recipe: Path | None, changes: dict[str, Any]) -> Iterator[Place]:
 def percentiles(milliseconds: Sequence[float]) -> dict[str, float]:
     cuts = statistics.quantiles(milliseconds, n=100, method="inclusive")
     return {"n": len(milliseconds), "p50": cuts[49], "p95": cuts[94], "max": max(milliseconds)}
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpus": psutil.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "load_before": os.getloadavg()[0],
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
 
 
 def keep(name: str, result: dict[str, Any]) -> Path:

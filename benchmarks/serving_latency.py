@@ -11,8 +11,9 @@ import time
 from typing import Any
 
 import httpx
-from serving_common import EMPTY, Place, bars, keep, machine, percentiles, serve_nothing, serving
+from serving_common import EMPTY, Place, bars, keep, percentiles, serve_nothing, serving
 
+from benchmarks.record import circumstances
 from pipeline.data.lines import LessonLine
 from serve.client import Client, Reply
 
@@ -70,7 +71,7 @@ def main() -> None:
     parser.add_argument("--lessons", type=int, default=1_000)
     parser.add_argument("--replicas", type=int, default=1)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine()}
+    result: dict[str, Any] = {"circumstances": circumstances()}
     changes = {"serve.replicas": arguments.replicas, "serve.cpus_per_replica": 0.5}
     with serving(None, changes) as place, Client(place.url, place.keys["teach"]) as client:
         result |= corrections(client, arguments.replicas) | copies(client, arguments.lessons)

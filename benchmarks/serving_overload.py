@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import psutil
-from serving_common import TOPICS, Place, bars, keep, machine, percentiles, serving
+from serving_common import TOPICS, Place, bars, keep, percentiles, serving
+
+from benchmarks.record import circumstances
 
 CHATS = 16
 
@@ -88,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "seconds": arguments.seconds}
+    result: dict[str, Any] = {"circumstances": circumstances(), "seconds": arguments.seconds}
     with serving(None, {"serve.weights": "int8"}) as place:
         result |= asyncio.run(measure(place, arguments.seconds))
     print(result)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from serving_common import TOPICS, Place, bars, keep, machine, percentiles, serving
+from serving_common import TOPICS, Place, bars, keep, percentiles, serving
 
+from benchmarks.record import circumstances
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.database import open_database
 from pipeline.tracking.registry import Registry
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=4.0, help="requests a second")
     parser.add_argument("--quiet", type=float, default=12.0, help="seconds of load before each change")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "rate": arguments.rate}
+    result: dict[str, Any] = {"circumstances": circumstances(), "rate": arguments.rate}
     with serving(None, {}) as place:
         with Client(place.url, place.keys["teach"]) as client:
             client.teach(LESSON)

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from serving_common import TOPICS, Place, bars, keep, machine, serving
+from serving_common import TOPICS, Place, bars, keep, serving
+
+from benchmarks.record import circumstances
 
 TOKENS = 32
 PEER = """
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "chats": len(TOPICS), "systems": {}}
+    result: dict[str, Any] = {"circumstances": circumstances(), "tokens": TOKENS, "chats": len(TOPICS), "systems": {}}
     kinds = {
         "float32": {},
         "bfloat16": {"model.dtype": "bfloat16"},
