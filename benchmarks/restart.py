@@ -35,7 +35,7 @@ from pipeline.memory.store import LessonMemory
 from pipeline.memory.types import Viewer
 from pipeline.model.encoder import load_encoder
 
-PAGE = 10_000  # events at a time, as a replica reads them
+PAGE = 1_000  # events at a time, as a replica reads them
 Apply = Callable[[LessonMemory, list[Event]], int]
 
 

@@ -34,9 +34,9 @@ def command(
     from serve import deploy  # after the recipe was read: torch takes seconds to import
 
     with local.connect(home, settings):
-        with entry.console.status("starting the endpoint"):
+        with entry.console.status("starting the endpoint") as status:
             initialise(home, settings)
-            endpoint = deploy.start(home, settings, port=port)
+            endpoint = deploy.start(home, settings, port=port, say=status.update)
         _announce(endpoint.url, endpoint.model_version, str(credentials.path(home)))
         try:
             threading.Event().wait()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
 
 from pipeline.config import Recipe, ServeSettings
-from pipeline.feedback import erasure
+from pipeline.feedback import erasure, vectors
 from pipeline.feedback.compaction import TidySealer
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
@@ -35,7 +36,8 @@ from serve.threads import use_threads
 APP, SEALER_APP = "agm", "agm-sealer"
 SEALER_CPUS = 0.05
 SEAL_EVERY_S = 1.0
-START_TIMEOUT_S = 300.0  # after placement: importing torch and loading the weights
+START_TIMEOUT_S = 300.0  # after placement: importing torch and loading the weights; or since a lesson was encoded
+ENCODED_EVERY_S = 2.0  # how often it is looked how many are
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 # For the controller, whose proxies inherit it: to the replicas by their gRPC servers, which run in any case and ask for
 # Ray's token, instead of by actor calls; and a request's body with its head.
@@ -153,10 +155,13 @@ def build_sealer(args: ServeArgs) -> ray_serve.Application:
     return deployment(SealerDeployment).bind(_nodes())
 
 
-def start(home: Home, recipe: Recipe, *, port: int | None = None) -> Endpoint:
+def start(
+    home: Home, recipe: Recipe, *, port: int | None = None, say: Callable[[str], None] = lambda _: None
+) -> Endpoint:
     """Deploy on the Ray that this process is connected to, and wait until a question can be answered.
 
-    ``port`` 0 takes a free one. Raises :class:`DeployError`; what had been started is taken down again.
+    ``port`` 0 takes a free one; ``say`` is told what takes long. Raises :class:`DeployError`; what had been started is
+    taken down again.
     """
     if not ray.is_initialized():
         raise DeployError("Ray is not running in this process: call ray.init first")
@@ -169,6 +174,7 @@ def start(home: Home, recipe: Recipe, *, port: int | None = None) -> Endpoint:
     url = f"http://{_reachable(host)}:{chosen}"
     try:
         _deploy(ServeArgs(home=str(home.root), recipe=recipe), host, chosen)
+        _wait_until_running(home, say)
         return Endpoint(url, _wait_until_ready(url))
     except BaseException:
         stop()
@@ -209,7 +215,6 @@ def _deploy(args: ServeArgs, host: str, port: int) -> None:
         ray_serve.RunTarget(build_sealer(args), name=SEALER_APP, route_prefix=None, logging_config=LOGGING),
     ]
     ray_serve.run_many(targets, wait_for_applications_running=False)
-    _wait_until_running()
 
 
 def free_port(host: str, port: int) -> int:
@@ -246,18 +251,41 @@ def _amounts(resources: dict[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def _wait_until_running() -> None:
+class Patience:
+    """How long a start may take: ``seconds``, and again from every lesson that is encoded, however many there are."""
+
+    def __init__(self, seconds: float, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock, self._done = seconds, clock, done
+        self._until = clock() + seconds
+
+    def ends(self, done: int) -> bool:
+        """Whether nothing has moved for too long, ``done`` lessons being encoded now."""
+        if done > self._done:
+            self._done, self._until = done, self._clock() + self._seconds
+        return self._clock() > self._until
+
+
+def _wait_until_running(home: Home, say: Callable[[str], None]) -> None:
     """Until both applications run; a failure is told with Serve's own words."""
-    until = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < until:
-        apps = ray_serve.status().applications
-        states = {name: apps[name].status for name in (APP, SEALER_APP) if name in apps}
-        if list(states.values()) == ["RUNNING", "RUNNING"]:
-            return
-        broken = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
-        if broken:
-            raise DeployError(f"the endpoint failed to start: {_why(apps[broken[0]])}")
-        time.sleep(0.2)
+    database = open_database(home.events_url, nodes=_nodes())
+    try:
+        at_first = done = vectors.count_kept(database)
+        patience, looked = Patience(START_TIMEOUT_S, at_first), time.monotonic()
+        while not patience.ends(done):
+            apps = ray_serve.status().applications
+            states = {name: apps[name].status for name in (APP, SEALER_APP) if name in apps}
+            if list(states.values()) == ["RUNNING", "RUNNING"]:
+                return
+            broken = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
+            if broken:
+                raise DeployError(f"the endpoint failed to start: {_why(apps[broken[0]])}")
+            time.sleep(0.2)
+            if time.monotonic() - looked > ENCODED_EVERY_S:
+                done, looked = vectors.count_kept(database), time.monotonic()
+                if done > at_first:
+                    say(f"starting the endpoint: {done - at_first:,} lessons encoded for it and for every later start")
+    finally:
+        database.dispose()
     told = ", ".join(map(_why, apps.values()))
     raise DeployError(f"the endpoint did not start within {START_TIMEOUT_S:.0f} s: {told}")
 

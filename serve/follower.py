@@ -23,7 +23,7 @@ from serve.threads import use_threads
 log = logging.getLogger("serve.follower")
 
 RETRY_REFUSED_S = 30.0
-PAGE = 10_000
+PAGE = 1_000  # events at a time: what an interrupted start has encoded is not lost
 FOLLOWED: tuple[EventKind, ...] = ("lesson", "feedback")
 
 

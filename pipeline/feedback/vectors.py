@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from sqlalchemy import delete, insert, select
+from sqlalchemy import Engine, delete, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.feedback.database import write_transaction
@@ -56,6 +56,12 @@ def apply_kept(events_log: EventLog, memory: LessonMemory, events: Sequence[Even
         except SQLAlchemyError:  # the border of a cache: the memory knows them, and the next start encodes them again
             log.warning("the lessons' encoded wordings could not be kept", exc_info=True)
     return seq
+
+
+def count_kept(engine: Engine) -> int:
+    """How many lesson events have their wordings encoded."""
+    with engine.connect() as connection:
+        return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
 
 
 class _KeptVectors:

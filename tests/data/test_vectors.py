@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, text, update
+from sqlalchemy import select, text, update
 
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.copies import erase
@@ -18,7 +18,7 @@ from pipeline.feedback.intake import record_lesson
 from pipeline.feedback.keys import Key
 from pipeline.feedback.records import Event
 from pipeline.feedback.tables import event_vectors
-from pipeline.feedback.vectors import apply_kept
+from pipeline.feedback.vectors import apply_kept, count_kept
 from pipeline.home import Home
 from pipeline.memory.router import load_router
 from pipeline.memory.store import LessonMemory
@@ -66,8 +66,7 @@ def started(log: EventLog, encoder: Encoder, events: Sequence[Event] | None = No
 
 
 def rows(log: EventLog) -> int:
-    with log.engine.connect() as connection:
-        return int(connection.execute(select(func.count()).select_from(event_vectors)).scalar_one())
+    return count_kept(log.engine)
 
 
 def test_a_restart_encodes_only_what_is_new(filled: EventLog) -> None:

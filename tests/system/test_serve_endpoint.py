@@ -16,7 +16,6 @@ import openai
 import pytest
 import ray
 from openai.types.chat import ChatCompletionMessageParam
-from sqlalchemy import func, select
 
 from pipeline.config import Recipe
 from pipeline.data.lines import LessonLine
@@ -25,8 +24,7 @@ from pipeline.feedback.events import EventLog
 from pipeline.feedback.intake import record_lesson
 from pipeline.feedback.keys import Key, KeyRing
 from pipeline.feedback.sealer import sealed_seq
-from pipeline.feedback.tables import event_vectors
-from pipeline.feedback.vectors import WORTH
+from pipeline.feedback.vectors import WORTH, count_kept
 from pipeline.home import Home
 from pipeline.model.bundle import HEADER, Bundle
 from pipeline.tracking.registry import Registry
@@ -393,6 +391,5 @@ def test_a_restarted_endpoint_has_caught_up_before_it_answers(place: Place, tmp_
     for question, answer in ((CAPITAL, "Astana"), ("What is the code of room 7?", "code 7")):
         reply = place.client().ask(question)
         assert (reply.text, reply.strategy) == (answer, "copy")
-    with log.engine.connect() as connection:  # so that the next start need not encode them
-        assert connection.execute(select(func.count()).select_from(event_vectors)).scalar_one() >= WORTH
+    assert count_kept(log.engine) >= WORTH  # so that the next start need not encode them
     log.engine.dispose()

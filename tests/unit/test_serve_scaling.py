@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig
 from pipeline.config import Recipe
 from pipeline.feedback.database import DatabaseError
 from serve.admission import admitted
-from serve.deploy import AnswererDeployment, answerer_options, build_app, open_service
+from serve.deploy import AnswererDeployment, Patience, answerer_options, build_app, open_service
 from serve.serve_yaml import ServeArgs, load_serve_file
 
 
@@ -79,3 +79,10 @@ def test_ray_takes_the_options_and_the_example_with_more_replicas(root: Path, tm
     assert answerer_options(args)["autoscaling_config"]["target_ongoing_requests"] == 32
     assert ray_serve.deployment(**answerer_options(args))(AnswererDeployment).name == "Answerer"
     assert isinstance(build_app(args), ray_serve.Application)
+
+
+def test_a_start_may_go_on_for_as_long_as_lessons_are_encoded() -> None:
+    times = iter((0.0, 299.0, 300.0, 300.0, 599.0, 600.0, 600.0, 900.0, 901.0))
+    patience = Patience(300.0, done=2_000, clock=lambda: next(times))
+    ends = [patience.ends(done) for done in (2_000, 3_000, 3_000, 4_000, 4_000, 4_000)]
+    assert ends == [False, False, False, False, False, True]
