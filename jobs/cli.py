@@ -27,6 +27,7 @@ VERBS = {
     "submit": "run a verb on the cluster: agm submit update ...",
     "status": "champion, events and the last verdicts",
     "report": "recompute every figure of a demo from its transcript",
+    "promote": "make a registered version the champion",
     "rollback": "return to the champion before this one; lessons stay",
     "canary": "answer a share of the sessions with another version",
     "erase": "erase what somebody said, a lesson, or a subject, everywhere",

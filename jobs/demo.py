@@ -14,6 +14,8 @@ from jobs.demo_loop import Demo, pick
 from jobs.initialise import initialise
 from pipeline.config import load_recipe
 from pipeline.evaluate import transcript
+from pipeline.feedback.database import open_database
+from pipeline.feedback.events import EventLog
 from pipeline.home import Home, submitter_home
 
 MARKER = ".demo"
@@ -30,7 +32,8 @@ def command(
 ) -> None:
     """Ask, correct, ask again, update the weights, swap the champion under load, and show what it was worth.
 
-    Starts fresh every time; writes report.html, report.json and transcript.jsonl to AGM_HOME.
+    Starts fresh every time, in a home that is empty or that only a demo has used. Writes report.html, report.json and
+    transcript.jsonl to AGM_HOME.
 
     Example: `agm demo --quick`
     """
@@ -55,23 +58,39 @@ def command(
         finally:
             written.close()
             deploy.stop()
+    (home.root / MARKER).write_text(str(_events(home)), encoding="utf-8")
     content = report.write(transcript.read_transcript(written.path), home.root)
     report.show(content, entry.console)
     entry.console.print(f"{time.monotonic() - began:.0f} s; the report: {home.root / 'report.html'}", soft_wrap=True)
 
 
 def fresh_home() -> Home:
-    """An empty home. Only a home that an earlier demo made is ever emptied."""
+    """An empty home. Only a home that an earlier demo made, and that nobody has used since, is ever emptied."""
     home = submitter_home()
+    marker = home.root / MARKER
     if home.root.exists() and any(home.root.iterdir()):
-        if not (home.root / MARKER).exists():
+        if not marker.exists():
             raise entry.UserError(
                 f"{home.root} holds data that no demo made: set AGM_HOME to another folder for the demo"
             )
+        ended = marker.read_text(encoding="utf-8")  # how many events there were then; an interrupted demo says nothing
+        if ended and (since := _events(home) - int(ended)):
+            raise entry.UserError(
+                f"{home.root} was made by a demo and has been used since ({since} more events): set AGM_HOME to "
+                "another folder for the demo, or delete this one"
+            )
         shutil.rmtree(home.root)
     home.create()
-    (home.root / MARKER).touch()
+    marker.touch()
     return home
+
+
+def _events(home: Home) -> int:
+    database = open_database(home.events_url)
+    try:
+        return EventLog(database).head()
+    finally:
+        database.dispose()
 
 
 main = entry.main(command)

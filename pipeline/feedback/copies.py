@@ -30,8 +30,8 @@ LIMITS = (
     "PostgreSQL's write-ahead log and its archive hold the rows, encrypted, until the server discards them; a file "
     "that a sealer was writing meanwhile and could not commit lies beside the table, encrypted, until a later "
     "agm compact",
-    "a model version that was trained with method 'full' or 'upper' keeps what it learned until it is trained again "
-    "from a version before",
+    "a model version whose ordinary weights were trained on it (method 'full', 'upper' or 'lora', agm pretrain "
+    "--instruct) keeps what it learned until it is trained again from a version before",
     "answers already sent to a client, and what a client has stored, are out of reach",
 )
 

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from jobs import promote
 from pipeline.config import Recipe
 from pipeline.evaluate.gate import Check, Verdict
 from pipeline.evaluate.protocol import prompt_messages
@@ -161,6 +162,24 @@ def test_rollback_returns_step_by_step_and_leaves_lessons(registry: Registry, en
         registry.rollback()
     assert registry.folder(versions[2]).is_dir()
     assert log.after(0) == lessons
+
+
+def test_what_no_gate_has_passed_is_promoted_by_hand_alone(
+    registry: Registry, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AGM_HOME", str(registry.home.root))
+    first, registered, refused = (add(registry, bundle, cycle) for cycle in range(3))
+    registry.promote(first, PASSED)
+    registry.refuse(refused, REFUSED)
+    for version, why in ((registered, "no gate has judged it"), (refused, "retention: 20 of 40"), (first, "already")):
+        with pytest.raises(SystemExit):
+            promote.main([str(version)])
+        assert why in " ".join(capsys.readouterr().err.split())
+    promote.main([str(registered), "--by-hand"])
+    champion = registry.champion()
+    assert champion is not None
+    assert champion.version == registered
+    assert registry.rollback() == first
 
 
 def test_aliases_are_repaired_from_the_record(registry: Registry, bundle: Path) -> None:

@@ -11,6 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.demo import MARKER, fresh_home
+from jobs.entry import UserError
+from pipeline.data.lines import LessonLine
+from pipeline.feedback.database import open_database
+from pipeline.feedback.events import EventLog
+from pipeline.feedback.intake import record_lesson
+from pipeline.feedback.keys import Key
+from pipeline.home import Home
+
 
 @pytest.mark.timeout(900)
 @pytest.mark.trial
@@ -63,3 +72,18 @@ def test_the_demo_never_empties_a_home_that_is_not_a_demo_s(tmp_path: Path, root
     assert done.returncode == 2
     assert "AGM_HOME" in done.stderr
     assert (tmp_path / "events.db").read_text() == "precious"
+
+
+def test_the_demo_never_empties_a_home_that_was_used_after_it(home_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(home_root).create()
+    database = open_database(home.events_url)
+    log = EventLog(database)
+    record_lesson(log, LessonLine(question="Who wrote Dune?", answer="Frank Herbert"), key=Key("tim", "teach"))
+    (home.root / MARKER).write_text(str(log.head()))
+    record_lesson(log, LessonLine(question="Who leads NATO?", answer="Mark Rutte"), key=Key("tim", "teach"))
+    with pytest.raises(UserError, match="used since .1 more events."):
+        fresh_home()
+    assert log.head() == 2
+    (home.root / MARKER).write_text(str(log.head()))
+    database.dispose()
+    assert [file.name for file in fresh_home().root.glob("*") if file.is_file()] == [MARKER]
