@@ -84,6 +84,7 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
     if champion is None:
         raise CycleError(f"{home.root} has no champion yet: start with 'agm serve' or 'agm demo'")
     before = Bundle.load(champion.folder)
+    require_same_model(recipe, before)
     tell("reading the feedback", 1, 0)
     log = EventLog(engine)
     folder, manifest = open_cycle(home, log, before.trained_through_seq, recipe)
@@ -110,6 +111,16 @@ def run_cycle(home: Home, recipe: Recipe, *, say: Say | None = None) -> CycleRes
         verdict.save(folder / VERDICT)
     tell("decided", 1, 1)
     return CycleResult(manifest.cycle, version, verdict, manifest, folder, measures, exam, *outcomes)
+
+
+def require_same_model(recipe: Recipe, champion: Bundle) -> None:
+    """Said before anything is trained: what comes of it would not load."""
+    mine, its = recipe.model.base, champion.recipe.model.base
+    if mine != its:
+        raise CycleError(
+            f"model.base = {mine!r}, but this home's champion rests on {its!r}: give the recipe that the home was "
+            "started with, or set AGM_HOME to another folder"
+        )
 
 
 @contextmanager

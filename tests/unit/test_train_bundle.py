@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.config import Recipe
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import HEADER, TENSORS, Bundle, BundleError, tensors_digest
 from pipeline.train.addressing import place_keys, question_states
+from pipeline.train.cycle import CycleError, require_same_model
 from tests.tiny import LESSONS, REPLAY, tiny_model
 
 QUESTIONS = [question for question, _ in LESSONS]
@@ -170,3 +172,9 @@ def test_a_bundle_from_before_lambda_and_codebooks_reads_as_it_did(bundle: Bundl
     assert bundle.memory is not None
     assert found.memory.scale == 1.0
     torch.testing.assert_close(found.memory.reach, bundle.memory.reach)
+
+
+def test_a_cycle_on_another_model_is_refused_before_it_trains(bundle: Bundle) -> None:
+    require_same_model(bundle.recipe, bundle)
+    with pytest.raises(CycleError, match="model.base = 'package:smollm2'.*give the recipe"):
+        require_same_model(Recipe(), bundle)
