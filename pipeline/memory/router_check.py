@@ -25,7 +25,8 @@ PART = 256  # questions read at once
 class Routed:
     """One question and what the reading made of it."""
 
-    kind: str  # question | paraphrase | neighbour (another subject) | other (the same subject, another relation)
+    # question | paraphrase | roundabout | neighbour (another subject) | other (the same subject, another relation)
+    kind: str
     gate: float
     applies: bool  # a lesson of the memory asks this: so worded, as a paraphrase, or as another lesson's neighbour
     right: bool  # ... and the heaviest lesson has its answer
@@ -47,8 +48,10 @@ def route(
     expected = Exam(tuple(lines)).corrections()
     asked = [("question", line.question) for line in probes]
     asked += [("paraphrase", text) for line in probes for text in line.paraphrases]
+    asked += [("roundabout", text) for line in probes for text in roundabout_of(line)]
     asked += [("neighbour", text) for line in probes for text in line.neighbours]
     asked += [("other", text) for line in probes for text in others_of(line)]
+    expected |= {question_key(text): line.answer for line in probes for text in roundabout_of(line)}
     readings = [
         reading
         for start in range(0, len(asked), PART)
@@ -58,6 +61,11 @@ def route(
         _routed(kind, reading, expected.get(question_key(text)))
         for (kind, text), reading in zip(asked, readings, strict=True)
     ]
+
+
+def roundabout_of(line: LessonLine) -> list[str]:
+    """Paraphrases that describe what they ask about instead of naming it (a field of lines that measure a router)."""
+    return list((line.model_extra or {}).get("roundabout", ()))
 
 
 def _read(memory: LessonMemory, texts: list[str]) -> list[Reading]:

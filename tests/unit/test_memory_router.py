@@ -127,12 +127,13 @@ def test_a_check_asks_everything_that_lines_name() -> None:
             "paraphrases": ["Which city is Kazakhstan's capital?"],
             "neighbours": ["What is the capital of Peru?"],
             "others": ["What is the currency of Kazakhstan?"],
+            "roundabout": ["Kazakhstan is governed from which city?"],
         }),
         LessonLine(question="Who wrote Dune?", answer="Frank Herbert"),
     ]  # fmt: skip
     found = figures(route(load_router(), lines, lines, load_encoder(device="cpu")), gate=0.65)
     assert {kind: (share.value, share.n) for kind, share in found.items()} == {
-        "question": (1.0, 2), "paraphrase": (1.0, 1), "neighbour": (1.0, 1), "other": (1.0, 1),
+        "question": (1.0, 2), "paraphrase": (1.0, 1), "roundabout": (1.0, 1), "neighbour": (1.0, 1), "other": (1.0, 1),
     }  # fmt: skip
 
 
