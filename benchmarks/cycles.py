@@ -5,8 +5,9 @@
 Each method starts from the recipe's model and gets one cycle's lessons after the other, in the loop of the one train
 function. After every cycle all cycles' lessons are asked, in the trained and in a withheld wording (R[i][j], whole
 strings, greedy free generation, no lesson memory); after the last also unrelated prompts and neighbours (output string
-identical), and the retention probes. A method takes an hour or two on two cores: measure each into a file of its own,
-and put them into one table with ``--methods none --merge FILE ...``.
+identical), and the retention probes. Dense methods are slow (on one core without AVX-512 the first cycle of two of them
+was not done after 12 minutes): measure each into a file of its own, and put them into one table with ``--methods none
+--merge FILE ...``.
 
 **Equal compute**: a cycle may push at most ``--budget`` sequences per lesson through forward and backward, replayed
 ones included, and stops earlier where the mean loss per token falls to the recipe's target. So a method that replays a

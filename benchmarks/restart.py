@@ -14,7 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,37 +23,40 @@ from rich.progress import track
 from sqlalchemy import delete
 
 from benchmarks.record import save
-from pipeline.feedback.database import open_database
+from pipeline.data.lines import LessonLine
+from pipeline.evaluate.progress import batches
+from pipeline.feedback.database import opened
 from pipeline.feedback.events import EventLog
-from pipeline.feedback.records import Event, NewEvent
+from pipeline.feedback.exchange import import_lines
+from pipeline.feedback.keys import Key
+from pipeline.feedback.records import Event
 from pipeline.feedback.tables import event_vectors
 from pipeline.feedback.vectors import apply_kept
-from pipeline.memory.belief import slot_id
 from pipeline.memory.router import load_router
 from pipeline.memory.router_data import Generator
 from pipeline.memory.store import LessonMemory
 from pipeline.memory.types import Reading, Viewer
 from pipeline.model.encoder import load_encoder
+from serve.follower import FOLLOWED, PAGE
 
-PAGE = 1_000  # events at a time, as a replica reads them
-Apply = Callable[[LessonMemory, list[Event]], int]
+Apply = Callable[[LessonMemory, Sequence[Event]], int]
 
 
 def main() -> None:
     given = arguments()
     encoder, router = load_encoder(threads=given.threads, device="cpu"), load_router()
-    with tempfile.TemporaryDirectory() as folder:
-        log = EventLog(open_database(f"sqlite:///{folder}/events.db"))
-        questions = list(taught(log, given.lessons, given.seed))
+    with tempfile.TemporaryDirectory() as folder, opened(f"sqlite:///{folder}/events.db") as database:
+        log = EventLog(database)
+        questions = taught(log, given.lessons, given.seed)
         bare = size_mb(Path(folder))
 
         def start(apply: Apply) -> tuple[float, LessonMemory]:
             memory, began = LessonMemory(encoder, router), time.perf_counter()
-            for page in pages(log):
+            for page in batches(list(log.pages(kinds=FOLLOWED)), PAGE):
                 apply(memory, page)
             return time.perf_counter() - began, memory
 
-        def kept(memory: LessonMemory, page: list[Event]) -> int:
+        def kept(memory: LessonMemory, page: Sequence[Event]) -> int:
             return apply_kept(log, memory, page)
 
         seconds: dict[str, list[float]] = {"encodes": [], "first": [], "later": []}
@@ -74,37 +77,19 @@ def main() -> None:
             "rounds": {name: [round(value, 2) for value in times] for name, times in seconds.items()},
             "log_mb": {"bare": round(bare, 1), "with_vectors": round(size_mb(Path(folder)), 1)},
         }
-        log.engine.dispose()
     save(given.out, figures)
     plot(figures, given.out.with_suffix(".png"))
 
 
-def taught(log: EventLog, count: int, seed: int) -> Iterator[str]:
-    """Append ``count`` lessons; gives their questions."""
+def taught(log: EventLog, count: int, seed: int) -> list[str]:
+    """Teach ``count`` lessons; gives their questions."""
     generator, told = Generator([], seed), dict[str, str]()
     while len(told) < count:
         wordings = generator.wordings(generator.fact(), 2)
         told.setdefault(wordings[0], wordings[-1])
-    events = [
-        NewEvent(kind="lesson", body=body(question, phrasing), source=f"teacher{number % 50}", role="teach")
-        for number, (question, phrasing) in enumerate(told.items())
-    ]
-    for start in track(range(0, count, 1_000), "teaching"):
-        log.append(events[start : start + 1_000])
-    yield from told
-
-
-def body(question: str, phrasing: str) -> dict[str, Any]:
-    lesson_id = slot_id("default", "global", "", question)
-    told = {"op": "correct", "lesson_id": lesson_id, "question": question, "answer": "an answer", "previous": None}
-    return told | {"paraphrases": [phrasing], "date": None, "expires": None}
-
-
-def pages(log: EventLog) -> Iterator[list[Event]]:
-    seq = 0
-    while page := log.after(seq, kinds=("lesson",), limit=PAGE):
-        yield page
-        seq = page[-1].seq
+    lines = [LessonLine(question=question, answer="x", paraphrases=(other,)) for question, other in told.items()]
+    import_lines(log, track(lines, "teaching"), Key("benchmark", "admin"))
+    return list(told)
 
 
 def size_mb(folder: Path) -> float:

@@ -14,7 +14,7 @@ from jobs.demo_loop import Demo, pick
 from jobs.initialise import initialise
 from pipeline.config import load_recipe
 from pipeline.evaluate import transcript
-from pipeline.feedback.database import open_database
+from pipeline.feedback.database import opened
 from pipeline.feedback.events import EventLog
 from pipeline.home import Home, submitter_home
 
@@ -86,11 +86,8 @@ def fresh_home() -> Home:
 
 
 def _events(home: Home) -> int:
-    database = open_database(home.events_url)
-    try:
+    with opened(home.events_url) as database:
         return EventLog(database).head()
-    finally:
-        database.dispose()
 
 
 main = entry.main(command)

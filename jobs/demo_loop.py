@@ -29,7 +29,7 @@ def pick(count: int, seed: int) -> list[LessonLine]:
     The other part was used to train the router that ships, so it shows nothing.
     """
     lines = read_lines(example("world_changes/lessons.jsonl"), LessonLine)
-    reported = [line for line in lines if (line.model_extra or {}).get("part") == "report"]
+    reported = [line for line in lines if line.extra("part") == "report"]
     return random.Random(seed).sample(reported, min(count, len(reported)))
 
 

@@ -66,7 +66,7 @@ def _chosen(lines: list[LessonLine], part: str | None, rows: str | None) -> list
         if not (colon and start.isdigit() and stop.isdigit()):
             raise entry.UserError(f"--rows {rows}: give the first line and the one after the last, e.g. 3000:3200")
         lines = lines[int(start) : int(stop)]
-    return [line for line in lines if part is None or (line.model_extra or {}).get("part") == part]
+    return [line for line in lines if part is None or line.extra("part") == part]
 
 
 main = entry.main(command)

@@ -16,11 +16,12 @@ import ray
 from fastapi import FastAPI
 from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
+from sqlalchemy import Engine
 
 from pipeline.config import Recipe, ServeSettings
 from pipeline.feedback import erasure, vectors
 from pipeline.feedback.compaction import TidySealer
-from pipeline.feedback.database import open_database
+from pipeline.feedback.database import open_database, opened
 from pipeline.feedback.events import EventLog
 from pipeline.home import Home, worker_home
 from pipeline.tracking.registry import champion_version
@@ -169,16 +170,18 @@ def start(
     chosen = free_port(host, recipe.serve.port if port is None else port)
     if APP in ray_serve.status().applications:
         raise DeployError(f"this Ray cluster serves {APP!r} already: stop it first, or ask the endpoint that is there")
-    require_champion(home)
-    require_room(recipe)
     url = f"http://{_reachable(host)}:{chosen}"
-    try:
-        _deploy(ServeArgs(home=str(home.root), recipe=recipe), host, chosen)
-        _wait_until_running(home, say)
-        return Endpoint(url, _wait_until_ready(url))
-    except BaseException:
-        stop()
-        raise
+    with opened(home.events_url, nodes=_nodes()) as database:
+        if champion_version(database) is None:
+            raise NoChampion(f"no model has been promoted in {home.root}: initialise the registry first")
+        require_room(recipe)
+        try:
+            _deploy(ServeArgs(home=str(home.root), recipe=recipe), host, chosen)
+            _wait_until_running(database, say)
+            return Endpoint(url, _wait_until_ready(url))
+        except BaseException:
+            stop()
+            raise
 
 
 def stop() -> None:
@@ -191,15 +194,6 @@ def stop() -> None:
         return
     for name in running & {APP, SEALER_APP}:
         ray_serve.delete(name)
-
-
-def require_champion(home: Home) -> None:
-    database = open_database(home.events_url, nodes=_nodes())
-    try:
-        if champion_version(database) is None:
-            raise NoChampion(f"no model has been promoted in {home.root}: initialise the registry first")
-    finally:
-        database.dispose()
 
 
 def _deploy(args: ServeArgs, host: str, port: int) -> None:
@@ -265,27 +259,23 @@ class Patience:
         return self._clock() > self._until
 
 
-def _wait_until_running(home: Home, say: Callable[[str], None]) -> None:
+def _wait_until_running(database: Engine, say: Callable[[str], None]) -> None:
     """Until both applications run; a failure is told with Serve's own words."""
-    database = open_database(home.events_url, nodes=_nodes())
-    try:
-        at_first = done = vectors.count_kept(database)
-        patience, looked = Patience(START_TIMEOUT_S, at_first), time.monotonic()
-        while not patience.ends(done):
-            apps = ray_serve.status().applications
-            states = {name: apps[name].status for name in (APP, SEALER_APP) if name in apps}
-            if list(states.values()) == ["RUNNING", "RUNNING"]:
-                return
-            broken = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
-            if broken:
-                raise DeployError(f"the endpoint failed to start: {_why(apps[broken[0]])}")
-            time.sleep(0.2)
-            if time.monotonic() - looked > ENCODED_EVERY_S:
-                done, looked = vectors.count_kept(database), time.monotonic()
-                if done > at_first:
-                    say(f"starting the endpoint: {done - at_first:,} lessons encoded for it and for every later start")
-    finally:
-        database.dispose()
+    at_first = done = vectors.count_kept(database)
+    patience, looked = Patience(START_TIMEOUT_S, at_first), time.monotonic()
+    while not patience.ends(done):
+        apps = ray_serve.status().applications
+        states = {name: apps[name].status for name in (APP, SEALER_APP) if name in apps}
+        if list(states.values()) == ["RUNNING", "RUNNING"]:
+            return
+        broken = [name for name, state in states.items() if state in ("DEPLOY_FAILED", "UNHEALTHY")]
+        if broken:
+            raise DeployError(f"the endpoint failed to start: {_why(apps[broken[0]])}")
+        time.sleep(0.2)
+        if time.monotonic() - looked > ENCODED_EVERY_S:
+            done, looked = vectors.count_kept(database), time.monotonic()
+            if done > at_first:
+                say(f"starting the endpoint: {done - at_first:,} lessons encoded for it and for every later start")
     told = ", ".join(map(_why, apps.values()))
     raise DeployError(f"the endpoint did not start within {START_TIMEOUT_S:.0f} s: {told}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -44,6 +44,10 @@ class LessonLine(BaseModel):
     subject: str | None = None
     scope: str | None = None
     expires: Annotated[str, AfterValidator(moment)] | None = None  # a date or a time; not read from then on
+
+    def extra(self, name: str, default: Any = None) -> Any:
+        """A field of the file's own."""
+        return (self.model_extra or {}).get(name, default)
 
 
 class ProbeLine(BaseModel):

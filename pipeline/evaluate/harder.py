@@ -134,7 +134,7 @@ class Relations:
         return {answer: root(answer) for answer in list(parents) if sizes[root(answer)] >= KNOWN_KIND}
 
     def of(self, line: LessonLine) -> str | None:
-        given = (line.model_extra or {}).get("relation")
+        given = line.extra("relation")
         return str(given) if given else self._kinds.get(line.answer)
 
 

@@ -47,12 +47,12 @@ class Lines:
     ) -> Lines:
         """Lines of all ``files`` in order, of one ``part`` (the lines' own field) or one ``cut`` (START:STOP)."""
         lessons = [line for file in files for line in read_lines(file, LessonLine)]
-        parts = {(line.model_extra or {}).get("part") for line in lessons}
+        parts = {line.extra("part") for line in lessons}
         if part is not None and part not in parts:
             known = ", ".join(sorted(str(name) for name in parts if name)) or "none: the lines carry no field 'part'"
             raise StudyError(f"part = {part}: the files' parts are {known}; use slice START:STOP to divide such files")
         if part is not None:
-            lessons = [line for line in lessons if (line.model_extra or {}).get("part") == part]
+            lessons = [line for line in lessons if line.extra("part") == part]
         bounds = _bounds(cut, len(lessons)) if cut is not None else None
         if bounds is not None:
             lessons = lessons[slice(*bounds)]

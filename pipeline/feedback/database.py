@@ -23,6 +23,7 @@ __all__ = [
     "api_keys",
     "events",
     "open_database",
+    "opened",
     "promotions",
     "sequence",
     "verdicts",
@@ -48,6 +49,16 @@ def open_database(url: str, *, nodes: int = 1) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(parsed)
     return _open_postgres(parsed)
+
+
+@contextmanager
+def opened(url: str, *, nodes: int = 1) -> Iterator[Engine]:
+    """The same for a while: its connections are closed at the end."""
+    engine = open_database(url, nodes=nodes)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def route(
 
 def roundabout_of(line: LessonLine) -> list[str]:
     """Paraphrases that describe what they ask about instead of naming it (a field of lines that measure a router)."""
-    return list((line.model_extra or {}).get("roundabout", ()))
+    return list(line.extra("roundabout", ()))
 
 
 def _read(memory: LessonMemory, texts: list[str]) -> list[Reading]:

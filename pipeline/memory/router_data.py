@@ -230,7 +230,7 @@ def natural_lines() -> list[LessonLine]:
     topics = sorted(example("router").glob("lines_*.jsonl"))
     written = [line for file in topics for line in read_lines(file, LessonLine)]
     stream = read_lines(example("world_changes/lessons.jsonl"), LessonLine)
-    return written + [line for line in stream if (line.model_extra or {}).get("part") == "fit"]
+    return written + [line for line in stream if line.extra("part") == "fit"]
 
 
 def _resource(name: str) -> Iterator[str]:

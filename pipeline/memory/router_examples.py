@@ -64,7 +64,7 @@ def natural_examples(lines: Sequence[LessonLine], encoder: TextEncoder, seed: in
 
 def others_of(line: LessonLine) -> list[str]:
     """Questions about the same subject that the lesson does not answer (a field of natural lines)."""
-    return list((line.model_extra or {}).get("others", ()))
+    return list(line.extra("others", ()))
 
 
 def question_examples(probes: Sequence[ProbeLine], encoder: TextEncoder, seed: int) -> list[Example]:

@@ -133,11 +133,7 @@ def split(lines: Sequence[LessonLine]) -> tuple[Sequence[LessonLine], Sequence[L
 
 def by_field(lines: Sequence[LessonLine]) -> tuple[list[LessonLine], list[LessonLine]]:
     """Natural lines for the adapter, and those that are marked ``held_out``, for the heads."""
-    return [line for line in lines if not _held_out(line)], [line for line in lines if _held_out(line)]
-
-
-def _held_out(line: LessonLine) -> bool:
-    return bool((line.model_extra or {}).get("held_out"))
+    return [line for line in lines if not line.extra("held_out")], [line for line in lines if line.extra("held_out")]
 
 
 # the pair encoder

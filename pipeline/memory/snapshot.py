@@ -1,5 +1,8 @@
 """A lesson memory on disk: a cache of the event log up to one ``seq``, so that a restart replays only what came after.
 
+For programs and measurements that hold a memory of their own. The endpoint replays the log, and keeps beside it what is
+dear in that, encrypted and erased with its event (``pipeline/feedback/vectors.py``): a snapshot is in plain words.
+
 ``memory.json`` is written last, and the folder takes its name when it is whole: an interrupted save leaves none.
 """
 

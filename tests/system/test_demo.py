@@ -74,7 +74,7 @@ def test_the_demo_never_empties_a_home_that_is_not_a_demo_s(tmp_path: Path, root
     assert (tmp_path / "events.db").read_text() == "precious"
 
 
-def test_the_demo_never_empties_a_home_that_was_used_after_it(home_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_never_empties_a_home_that_was_used_after_it(home_root: Path) -> None:
     home = Home(home_root).create()
     database = open_database(home.events_url)
     log = EventLog(database)

@@ -92,10 +92,13 @@ def kill_after_outcomes(command: list[str], home: Path, outcomes: Path, count: i
         process.wait()
 
 
+@pytest.mark.parametrize(
+    "options", [("--searcher", "model"), pytest.param(("--no-early-stop",), marks=pytest.mark.trial)]
+)
 def test_a_search_leaves_a_recipe_trials_and_a_plot(
-    home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    options: tuple[str, ...], home_root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = tiny_search(tmp_path, 1, "--searcher", "model", "--no-early-stop", "--check", "0")
+    arguments = tiny_search(tmp_path, 1, *options, "--check", "0")
     tune_job.main(arguments)
     check(Home(home_root), 1, checked=False)
     assert "agm update --recipe" in capfd.readouterr().out
