@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import random
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ from serve.threads import use_threads
 
 APP, SEALER_APP = "agm", "agm-sealer"
 SEALER_CPUS = 0.05
+FREE_PORTS = range(20_000, 32_768)  # above those that Ray gives its workers, below those that Linux gives to anybody
 SEAL_EVERY_S = 1.0
 START_TIMEOUT_S = 300.0  # after placement: importing torch and loading the weights; or since a lesson was encoded
 ENCODED_EVERY_S = 2.0  # how often it is looked how many are
@@ -212,12 +216,23 @@ def _deploy(args: ServeArgs, host: str, port: int) -> None:
 
 
 def free_port(host: str, port: int) -> int:
-    """``port`` if nothing listens there, or any free one for 0."""
+    """``port`` if nothing listens there, or any free one for 0.
+
+    Until Serve's proxy binds it, the processes that Ray starts take ports of their own, so a free one is looked for
+    where they take none.
+    """
+    if port == 0:
+        for number in random.SystemRandom().sample(FREE_PORTS, 100):
+            with suppress(DeployError):
+                return free_port(host, number)
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                why = f"serve.host = {host!r}: nothing can listen there on port {port} ({error.strerror})"
+                raise DeployError(f"{why}: give an address of this machine, and a port that you may use") from None
             why = f"serve.port = {port} on {host} is taken ({error.strerror})"
             raise DeployError(f"{why}: stop what listens there or choose another port") from None
         return int(probe.getsockname()[1])

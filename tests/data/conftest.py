@@ -6,7 +6,6 @@ import importlib.util
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from sqlalchemy import Engine
 
 from pipeline.feedback.database import open_database
 from pipeline.feedback.events import EventLog
+from serve.deploy import free_port
 
 MissingPart = Callable[[str, str], NoReturn]
 
@@ -61,7 +61,7 @@ def postgres_server(missing_part: MissingPart) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="agm-postgres-") as folder:
         if user:
             shutil.chown(folder, user)
-        data, port = f"{folder}/data", _free_port()
+        data, port = f"{folder}/data", free_port("127.0.0.1", 0)
         _as(user, [str(binaries / "initdb"), "-D", data, "-U", "agm", "--auth=trust", "--no-sync", "-E", "UTF8"])
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         control = [str(binaries / "pg_ctl"), "-D", data, "-w"]
@@ -70,12 +70,6 @@ def postgres_server(missing_part: MissingPart) -> Iterator[str]:
             yield f"postgresql://agm@127.0.0.1:{port}/postgres"
         finally:
             _as(user, [*control, "-m", "immediate", "stop"])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _postgres_binaries(missing: MissingPart) -> Path:

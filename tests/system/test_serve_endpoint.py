@@ -372,6 +372,9 @@ def test_what_cannot_start_is_named(place: Place) -> None:
     port = int(place.url.rsplit(":", 1)[1])
     with pytest.raises(deploy.DeployError, match=f"serve.port = {port} on 127.0.0.1 is taken"):
         deploy.start(place.home, place.recipe, port=port)
+    elsewhere = place.recipe.with_changes({"serve.host": "203.0.113.7"})
+    with pytest.raises(deploy.DeployError, match=r"serve.host = '203.0.113.7': nothing can listen there"):
+        deploy.start(place.home, elsewhere, port=0)
     greedy = place.recipe.with_changes({"serve.cpus_per_replica": 64.0, "scaling.placement_timeout_s": 1.0})
     with pytest.raises(deploy.DeployError, match="asks for 1 replica.* with 64 CPU each.* the cluster has 2 CPU"):
         deploy.require_room(greedy)

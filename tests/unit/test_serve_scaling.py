@@ -12,7 +12,7 @@ from ray.serve.config import AutoscalingConfig
 from pipeline.config import Recipe
 from pipeline.feedback.database import DatabaseError
 from serve.admission import admitted
-from serve.deploy import AnswererDeployment, Patience, answerer_options, build_app, open_service
+from serve.deploy import AnswererDeployment, Patience, answerer_options, build_app, free_port, open_service
 from serve.serve_yaml import ServeArgs, load_serve_file
 
 
@@ -86,3 +86,9 @@ def test_a_start_may_go_on_for_as_long_as_lessons_are_encoded() -> None:
     patience = Patience(300.0, done=2_000, clock=lambda: next(times))
     ends = [patience.ends(done) for done in (2_000, 3_000, 3_000, 4_000, 4_000, 4_000)]
     assert ends == [False, False, False, False, False, True]
+
+
+def test_a_free_port_is_none_that_a_starting_process_may_be_given() -> None:
+    system = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    handed_out = int(system.read_text().split()[0]) if system.exists() else 32_768
+    assert all(19_999 < free_port("127.0.0.1", 0) < handed_out for _ in range(20))
