@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", default="100,1000,10000")
     parser.add_argument("--router", type=Path, help="tensors of another router than the shipped one")
     parser.add_argument("--seed", type=int, default=0, help="of the generated questions that fill a memory up")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="1 by default, as many as the endpoint reads with")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 

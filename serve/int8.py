@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.half_linear import replace_linears
 from serve.int4 import Int4Weight, few
 
 LARGEST = 127
@@ -102,8 +103,5 @@ def largest(x: Tensor) -> Tensor:
 
 
 def quantise(model: nn.Module) -> None:
-    """Replace every ``nn.Linear`` in place; embeddings, norms and attention keep their type."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear.of(child))
+    """Replace every ``nn.Linear`` in place."""
+    replace_linears(model, Int8Linear.of)

@@ -7,7 +7,8 @@ the logarithm of a piece's rank is its surprise. The table ships with the encode
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
@@ -15,6 +16,7 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import DamerauLevenshtein
+from rapidfuzz.process import cdist
 
 FIRST_WORD_ID = 1996  # "the": ids below are control, unused and single characters
 SINGLE_CHARACTER = 6.0  # what a piece outside the ranking counts: about a word of rank 400
@@ -69,10 +71,10 @@ class WordTable:
     def __init__(self, pieces: Callable[[str], Sequence[int]]) -> None:
         self._pieces = pieces
         self.words = lru_cache(maxsize=50_000)(self._words)
-        self.alike = lru_cache(maxsize=200_000)(_alike)
+        self._surprise_of = lru_cache(maxsize=50_000)(self._surprise)
 
     def _words(self, text: str) -> dict[str, float]:
-        return {word: self._surprise(word) for word in dict.fromkeys(map(_stem, _WORD.findall(text.casefold())))}
+        return {word: self._surprise_of(word) for word in dict.fromkeys(map(_stem, _WORD.findall(text.casefold())))}
 
     def _surprise(self, word: str) -> float:
         pieces = self._pieces(word)
@@ -82,20 +84,56 @@ class WordTable:
 
 def features(pairs: Sequence[Pair], table: WordTable) -> NDArray[np.float32]:
     """(pairs, len(FEATURES)) float32."""
-    rows = [_row(pair, table) for pair in pairs]
-    return np.array(rows, dtype=np.float32).reshape(len(pairs), len(FEATURES))
+    rows = np.empty((len(pairs), len(FEATURES)), dtype=np.float32)
+    by_question: dict[str, list[int]] = defaultdict(list)
+    for row, pair in enumerate(pairs):
+        by_question[pair.question].append(row)
+    for question, own in by_question.items():
+        asked, known = table.words(question), [table.words(pairs[row].phrasing) for row in own]
+        alike = _Alike(asked, known)
+        for row, words in zip(own, known, strict=True):
+            rows[row] = _row(pairs[row], asked, words, alike)
+    return rows
 
 
-def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
-    asked, known = table.words(pair.question), table.words(pair.phrasing)
-    in_question = {word: _best(word, asked, table) for word in known}
-    in_lesson = {word: _best(word, known, table) for word in asked}
+class _Alike:
+    """How alike each word of a question and each word of what it is read beside are: 1 - edits / length, or 0."""
+
+    def __init__(self, asked: Collection[str], known: Sequence[Collection[str]]) -> None:
+        self._asked = asked
+        columns = dict.fromkeys(word for words in known for word in words)
+        self._columns = {word: column for column, word in enumerate(columns)}
+        left, right = list(asked), list(columns)
+        # A swap of two letters is one edit (Damerau 1964).
+        similarity = DamerauLevenshtein.normalized_similarity
+        self._table = cdist(left, right, scorer=similarity, score_cutoff=ALIKE, dtype=np.float64)
+        for row, word in enumerate(left):
+            for column, other in enumerate(right):
+                if word != other and self._table[row, column] and _has_digit(word + other):
+                    self._table[row, column] = 0.0  # numbers are alike or they are not
+
+    def best(self, known: Collection[str]) -> tuple[dict[str, float], dict[str, float]]:
+        """The nearest that the question has to each word of ``known``, and ``known`` to each of the question's."""
+        if not self._asked or not known:
+            return dict.fromkeys(known, 0.0), dict.fromkeys(self._asked, 0.0)
+        part = self._table[:, [self._columns[word] for word in known]]
+        in_question, in_lesson = part.max(axis=0).tolist(), part.max(axis=1).tolist()
+        return dict(zip(known, in_question, strict=True)), dict(zip(self._asked, in_lesson, strict=True))
+
+
+def nearest(words: Collection[str], others: Collection[str]) -> dict[str, float]:
+    """How alike each word and the nearest of ``others`` are, from 0 to 1."""
+    return _Alike(words, [others]).best(others)[1]
+
+
+def _row(pair: Pair, asked: dict[str, float], known: dict[str, float], alike: _Alike) -> tuple[float, ...]:
+    in_question, in_lesson = alike.best(known)
     asked_digits, known_digits = _with_digits(asked), _with_digits(known)
     return (
         pair.cosine,
         pair.margin,
-        _covered(known, in_question),
-        _covered(asked, in_lesson),
+        covered(known, in_question),
+        covered(asked, in_lesson),
         _worst(known, in_question),
         _worst(asked, in_lesson),
         _rarest(known, in_question),
@@ -107,15 +145,15 @@ def _row(pair: Pair, table: WordTable) -> tuple[float, ...]:
     )
 
 
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
+
+
 def _with_digits(words: dict[str, float]) -> set[str]:
-    return {word for word in words if any(map(str.isdigit, word))}
+    return {word for word in words if _has_digit(word)}
 
 
-def _best(word: str, others: dict[str, float], table: WordTable) -> float:
-    return 1.0 if word in others else max((table.alike(word, other) for other in others), default=0.0)
-
-
-def _covered(words: dict[str, float], found: dict[str, float]) -> float:
+def covered(words: dict[str, float], found: dict[str, float]) -> float:
     """The share of the surprise that the other side has too."""
     return sum(found[w] * s for w, s in words.items()) / (sum(words.values()) or 1.0)
 
@@ -132,10 +170,3 @@ def _rarest(words: dict[str, float], found: dict[str, float]) -> float:
 
 def _stem(word: str) -> str:
     return word.removesuffix("'s").removesuffix("’s")
-
-
-def _alike(left: str, right: str) -> float:
-    """1 - edits / length, where a swap of two letters is one edit (Damerau 1964); numbers are alike or they are not."""
-    if any(map(str.isdigit, left + right)):
-        return float(left == right)
-    return DamerauLevenshtein.normalized_similarity(left, right, score_cutoff=ALIKE)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.encoder import weights_location
+from pipeline.model.half_linear import halve
 
 MAX_PAIR_TOKENS = 160
 BATCH = 64
@@ -170,7 +171,7 @@ def of_style(tensors: Mapping[str, Tensor], style: Style) -> dict[str, Tensor]:
 
 
 def load_pair_encoder(tensors: Mapping[str, Tensor], name: str = "package:minilm") -> PairEncoder:
-    """The adapted encoder, its deltas added into the weights so that reading costs no more than the base."""
+    """The adapted encoder, to read with: its deltas are added into the weights, so that it costs what the base does."""
     encoder = base_pair_encoder(name)
     with torch.no_grad():
         encoder.head.weight.copy_(tensors["pair.weight"])
@@ -178,4 +179,5 @@ def load_pair_encoder(tensors: Mapping[str, Tensor], name: str = "package:minilm
         for path, parent, attribute in list(_linears(encoder)):
             up, down = tensors[f"adapter.{path}.up"].float(), tensors[f"adapter.{path}.down"].float()
             getattr(parent, attribute).weight += up @ down
+    halve(encoder.model)
     return encoder.requires_grad_(False)

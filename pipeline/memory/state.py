@@ -14,7 +14,7 @@ from math import log
 
 from pipeline.config import MemorySettings
 from pipeline.memory.context import Form
-from pipeline.memory.features import WordTable
+from pipeline.memory.features import WordTable, covered, nearest
 from pipeline.memory.types import Reading, SlotWeight
 
 STATE_VERSION = 1  # raise it whenever FEATURES or their meaning change: ratings of older states are not learned from
@@ -171,12 +171,11 @@ def _linked(question: str, near: list[Evidence], bearing: list[Evidence]) -> lis
 
 def _covered(words: Words, others: Words) -> float:
     """The share of the surprise of ``words`` that ``others`` have too, a typo counting in part."""
-    total = sum(words.values())
-    return sum(_has(word, others) * surprise for word, surprise in words.items()) / total if total else 0.0
+    return covered(words, nearest(words, others))
 
 
 def _has(word: str, others: Words) -> float:
-    return 1.0 if word in others else max((_table().alike(word, other) for other in others), default=0.0)
+    return nearest([word], others)[word]
 
 
 def _within(value: float, limit: float) -> float:

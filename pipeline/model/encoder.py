@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.model.assets import encoder_folder
+from pipeline.model.half_linear import halve
 
 MAX_TOKENS = 128  # a question is a sentence or two; longer texts keep their beginning
 BATCH = 64
@@ -41,6 +42,7 @@ class TextEncoder:
         self.name = name
         self.tokenizer = tokenizer
         self.model = model.to(device).eval()
+        halve(self.model)
         self.device = device
 
     @property
