@@ -10,6 +10,7 @@ import typer
 
 from jobs import credentials, entry, local
 from jobs.initialise import initialise
+from jobs.starting import starting_point
 from pipeline.config import load_recipe
 from pipeline.home import submitter_home
 
@@ -36,6 +37,8 @@ def command(
     with local.connect(home, settings):
         with entry.console.status("starting the endpoint") as status:
             initialise(home, settings)
+            if recipe is not None:
+                starting_point(home, recipe)  # or it says that the champion is made of another model than the recipe's
             endpoint = deploy.start(home, settings, port=port, say=status.update)
         _announce(endpoint.url, endpoint.model_version, str(credentials.path(home)))
         try:

@@ -20,6 +20,9 @@ from pipeline.model.encoder import TextEncoder, Vectors
 
 NEAREST = 4  # other lessons that a text is compared with, before those about its own subject are left out
 STRAY = 0.08  # share of questions that get somebody else's sentence before them
+HOLE = "{}"
+COMMON = 10  # lessons from which a relation's answers are known
+IN_COMMON = 0.1  # of the answers of the smaller of two relations, up to which they are two
 SAME_ANSWER = 0.8  # cosine from which two questions with one answer count as one question
 
 Example = tuple[str, str, float]  # question, phrasing, 1 if they ask the same
@@ -29,7 +32,7 @@ def line_examples(lines: Sequence[LessonLine], encoder: TextEncoder, seed: int) 
     """Each lesson against its paraphrases, its neighbours, other subjects in its words, and the nearest lessons."""
     colour = Colour(lines, seed)
     subjects = [subject_of(line) for line in lines]
-    swapped = SubjectSwap(subjects, seed)
+    swapped, other_relations = SubjectSwap(subjects, seed), RelationSwap(lines, seed)
     near = nearest_lessons(lines, subjects, encoder)
     examples: list[Example] = []
     for line, subject, others in zip(lines, subjects, near, strict=True):
@@ -41,6 +44,9 @@ def line_examples(lines: Sequence[LessonLine], encoder: TextEncoder, seed: int) 
         examples += [(colour(text), lines[other].question, 0.0) for text, other in others]
         for text in (line.question, *line.paraphrases[:1]):
             examples += [(colour(other), line.question, 0.0) for other in swapped(text, subject)]
+        for other in other_relations(line, 2):
+            known = colour.random.choice((line.question, *line.paraphrases))
+            examples += [(colour(other), line.question, 0.0), (colour(line.question), other, 0.0), (other, known, 0.0)]
     return examples
 
 
@@ -142,6 +148,53 @@ class SubjectSwap:
             name = self._random.choice(alike if alike and self._random.random() < 0.6 else self._names)
             if name not in subject and subject not in name:
                 yield text.replace(subject, name)
+
+
+class RelationSwap:
+    """Other relations of a lesson's subject, in other lessons' words.
+
+    The wordings of one lesson are one relation, and so are those of all lessons that share a wording with it. Relations
+    that are rare, or have answers in common with the lesson's own, might be the same one in words that no lesson links:
+    they are left out.
+    """
+
+    def __init__(self, lines: Sequence[LessonLine], seed: int) -> None:
+        self._random = random.Random(seed)
+        self._parents: dict[str, str] = {}
+        lessons: dict[str, list[str]] = defaultdict(list)
+        for line in lines:
+            first, *others = [self._root(hole) for hole in _holes(line)] or [""]
+            for other in others:
+                self._parents[self._root(other)] = self._root(first)
+        for line in lines:
+            for hole in _holes(line)[:1]:
+                lessons[self._root(hole)].append(line.answer.casefold())
+        self._answers = {root: set(given) for root, given in lessons.items() if len(given) >= COMMON}
+        self._wordings: dict[str, list[str]] = defaultdict(list)
+        for hole in self._parents:
+            self._wordings[self._root(hole)].append(hole)
+
+    def __call__(self, line: LessonLine, count: int) -> Iterator[str]:
+        subject, own = subject_of(line), next((self._root(hole) for hole in _holes(line)), "")
+        others = [root for root in self._answers if own in self._answers and self._apart(own, root)]
+        for root in self._random.sample(others, min(count, len(others))):
+            yield self._random.choice(self._wordings[root]).replace(HOLE, str(subject))
+
+    def _root(self, hole: str) -> str:
+        while self._parents.setdefault(hole, hole) != hole:
+            hole = self._parents[hole]
+        return hole
+
+    def _apart(self, own: str, other: str) -> bool:
+        mine, theirs = self._answers[own], self._answers[other]
+        return own != other and len(mine & theirs) <= IN_COMMON * min(len(mine), len(theirs))
+
+
+def _holes(line: LessonLine) -> list[str]:
+    """The lesson's wordings, each without what stands before its last sentence, and with a hole for the subject."""
+    subject = subject_of(line)
+    last = [segments(text)[-1] for text in (line.question, *line.paraphrases) if segments(text)]
+    return [text.replace(subject, HOLE) for text in last if subject and text.count(subject) == 1]
 
 
 def nearest_lessons(

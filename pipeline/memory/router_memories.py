@@ -10,12 +10,13 @@ import numpy as np
 from pipeline.data.lines import LessonLine
 from pipeline.memory.features import Near, Pair, beside_rivals
 from pipeline.memory.router_data import Fact, Generator, subject_of
-from pipeline.memory.router_examples import about, others_of
+from pipeline.memory.router_examples import RelationSwap, about, others_of
 from pipeline.memory.segments import segments
 from pipeline.model.encoder import TextEncoder, Vectors
 
 SIZES = (1, 30, 400)  # of the small memories; one large memory holds everything there is
 CANDIDATES = 16
+OTHER_RELATION = 0.5  # of the lessons, that are asked for another relation of their subject, too
 _APART = 1_000_000  # between the numbers of two memories' questions
 
 
@@ -70,7 +71,8 @@ def simulated_memory(
     facts: dict[Fact, None] = {}
     while len(facts) < count - len(chosen):
         facts[generator.fact()] = None
-    known = [_asked_of_line(line, generator) for line in chosen]
+    other_relations = RelationSwap(chosen, seed)
+    known = [_asked_of_line(line, other_relations, generator) for line in chosen]
     known += [_asked_of_fact(fact, facts, generator) for fact in facts]
     generator.random.shuffle(known)
     asked = [
@@ -82,15 +84,18 @@ def simulated_memory(
     return [lesson for lesson, _, _ in known], asked
 
 
-def _asked_of_line(line: LessonLine, generator: Generator) -> Known:
+def _asked_of_line(line: LessonLine, other_relations: RelationSwap, generator: Generator) -> Known:
     right = [generator.noise(text) for text in (line.question, *line.paraphrases)]
-    return line.question, right, [generator.noise(text) for text in (*line.neighbours, *others_of(line))]
+    wrong = [*line.neighbours, *others_of(line)]
+    if generator.random.random() < OTHER_RELATION:
+        wrong += other_relations(line, 1)
+    return line.question, right, [generator.noise(text) for text in wrong]
 
 
 def _asked_of_fact(fact: Fact, facts: Mapping[Fact, None], generator: Generator) -> Known:
     known, *right = generator.wordings(fact, 3)
     others = [generator.other_subject(fact), generator.other_subject(fact)]
-    if generator.random.random() < 0.5:
+    if generator.random.random() < OTHER_RELATION:
         others.append(generator.other_relation(fact))
     return known, right, [generator.wordings(other, 1)[0] for other in others if other not in facts]
 

@@ -17,6 +17,8 @@ import pytest
 import ray
 from openai.types.chat import ChatCompletionMessageParam
 
+from jobs.entry import UserError
+from jobs.serve import command as serve_command
 from pipeline.config import Recipe
 from pipeline.data.lines import LessonLine
 from pipeline.feedback.database import open_database
@@ -368,7 +370,12 @@ def test_a_damaged_champion_is_refused_and_a_rollback_keeps_the_lessons(place: P
     assert (reply.text, reply.model_version) == ("Astana", 1)
 
 
-def test_what_cannot_start_is_named(place: Place) -> None:
+def test_what_cannot_start_is_named(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("model: {base: 'scratch:tiny'}\n", encoding="utf-8")
+    monkeypatch.setenv("AGM_HOME", str(place.home.root))
+    with pytest.raises(UserError, match="names model.base = scratch:tiny, the champion of .* rests on package:"):
+        serve_command(recipe=other)
     port = int(place.url.rsplit(":", 1)[1])
     with pytest.raises(deploy.DeployError, match=f"serve.port = {port} on 127.0.0.1 is taken"):
         deploy.start(place.home, place.recipe, port=port)

@@ -15,7 +15,7 @@ from pipeline.memory.pair_encoder import adapter_tensors, base_pair_encoder, loa
 from pipeline.memory.router import CLOSELY, NO_RIVAL, SAME_WORDS, Head, close_rows, final_inputs, load_router
 from pipeline.memory.router_check import figures, route
 from pipeline.memory.router_data import Generator, common_subject, natural_lines, read_relations
-from pipeline.memory.router_examples import SubjectSwap, nearest_lessons, question_examples
+from pipeline.memory.router_examples import COMMON, RelationSwap, SubjectSwap, nearest_lessons, question_examples
 from pipeline.memory.router_fit import Material, by_field, fit_head, fit_router
 from pipeline.memory.segments import segments
 from pipeline.model.encoder import load_encoder
@@ -232,6 +232,26 @@ def test_a_swapped_subject_is_another_name_in_the_same_words() -> None:
     assert "Jesse McCartney works as" in texts
     assert all(text.endswith(" works as") and not text.startswith("Paul") for text in texts)
     assert list(swap("Somebody works as", "Paul McCartney")) == []
+
+
+def test_another_relation_of_a_subject_is_asked_in_other_lessons_words() -> None:
+    names = [f"{first} {last}" for first in ("Ann", "Bob", "Cleo") for last in ("Arno", "Berg", "Cole", "Dahl")]
+    speaks = [("{} speaks", "The language of {} is", f"tongue {n % 6}") for n in range(COMMON)]
+    plays = [("{} plays as", "The position of {} is", f"position {n % 6}") for n in range(COMMON)]
+    plays += [("{} plays as", "On the field {} is a", "goalkeeper")]  # one relation by the wording that they share
+    native = [("{} is a native speaker of", "{} grew up with", f"tongue {n % 6}") for n in range(COMMON)]
+    lines = [
+        LessonLine(question=asked.format(name), answer=answer, paraphrases=(other.format(name),), subject=name)
+        for asked, other, answer in (*speaks, *plays, *native)
+        for name in names
+    ]
+    swap = RelationSwap(lines, seed=0)
+    speaker = lines[0]
+    found = {text for _ in range(60) for text in swap(speaker, 2)}
+    # Languages have answers in common, and may be one relation in words that no lesson links.
+    assert found == {"Ann Arno plays as", "The position of Ann Arno is", "On the field Ann Arno is a"}
+    rare = LessonLine(question="Ann Arno was born in", answer="Paris", paraphrases=("Ann Arno is from",))
+    assert list(swap(rare, 2)) == []
 
 
 def test_a_near_lesson_about_the_same_subject_is_no_near_miss() -> None:

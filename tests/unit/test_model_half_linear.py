@@ -44,5 +44,5 @@ def test_a_model_elsewhere_than_on_the_cpu_stays_as_it_is() -> None:
 def test_a_sentence_is_encoded_as_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["Where is the Eiffel Tower?", "who wrote the book that the film was made of", "7", "The capital of X is"]
     halved = load_encoder().encode(texts)
-    monkeypatch.setattr(encoders, "halve", lambda model: None)
+    monkeypatch.setattr(encoders, "halve", lambda _: None)
     np.testing.assert_array_less(1 - 1e-5, (halved * load_encoder().encode(texts)).sum(axis=1))
