@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from pipeline.data.lines import LessonLine
 from pipeline.evaluate.copy_wrong import CopyWrongProbe, copy_wrong
 from pipeline.evaluate.exam import Asked, untouched
@@ -120,18 +122,11 @@ class Relations:
         together = Counter(
             tuple(sorted((line.answer, line.previous))) for line in self.lines if line.previous is not None
         )
-        parents: dict[str, str] = {}
-
-        def root(answer: str) -> str:
-            while parents.setdefault(answer, answer) != answer:
-                answer = parents[answer]
-            return answer
-
+        kinds = DisjointSet(answer for pair, times in together.items() if times >= SEEN_TOGETHER for answer in pair)
         for (left, right), times in together.items():
             if times >= SEEN_TOGETHER:
-                parents[root(left)] = root(right)
-        sizes = Counter(root(answer) for answer in list(parents))
-        return {answer: root(answer) for answer in list(parents) if sizes[root(answer)] >= KNOWN_KIND}
+                kinds.merge(left, right)
+        return {answer: kinds[answer] for answer in kinds if kinds.subset_size(answer) >= KNOWN_KIND}
 
     def of(self, line: LessonLine) -> str | None:
         given = line.extra("relation")

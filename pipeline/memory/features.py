@@ -107,10 +107,8 @@ class _Alike:
         # A swap of two letters is one edit (Damerau 1964).
         similarity = DamerauLevenshtein.normalized_similarity
         self._table = cdist(left, right, scorer=similarity, score_cutoff=ALIKE, dtype=np.float64)
-        for row, word in enumerate(left):
-            for column, other in enumerate(right):
-                if word != other and self._table[row, column] and _has_digit(word + other):
-                    self._table[row, column] = 0.0  # numbers are alike or they are not
+        numbers = np.logical_or.outer([_has_digit(word) for word in left], [_has_digit(word) for word in right])
+        self._table[numbers & (self._table < 1)] = 0.0  # numbers are alike or they are not
 
     def best(self, known: Collection[str]) -> tuple[dict[str, float], dict[str, float]]:
         """The nearest that the question has to each word of ``known``, and ``known`` to each of the question's."""

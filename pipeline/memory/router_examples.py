@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.memory.router_data import Generator, subject_of
@@ -160,30 +161,27 @@ class RelationSwap:
 
     def __init__(self, lines: Sequence[LessonLine], seed: int) -> None:
         self._random = random.Random(seed)
-        self._parents: dict[str, str] = {}
-        lessons: dict[str, list[str]] = defaultdict(list)
-        for line in lines:
-            first, *others = [self._root(hole) for hole in _holes(line)] or [""]
-            for other in others:
-                self._parents[self._root(other)] = self._root(first)
-        for line in lines:
-            for hole in _holes(line)[:1]:
-                lessons[self._root(hole)].append(line.answer.casefold())
-        self._answers = {root: set(given) for root, given in lessons.items() if len(given) >= COMMON}
+        holes = [_holes(line) for line in lines]
+        self._relations = DisjointSet(hole for own in holes for hole in own)
+        for own in holes:
+            for other in own[1:]:
+                self._relations.merge(own[0], other)
+        answers: dict[str, list[str]] = defaultdict(list)
+        for line, own in zip(lines, holes, strict=True):
+            if own:
+                answers[self._relations[own[0]]].append(line.answer.casefold())
+        self._answers = {relation: set(given) for relation, given in answers.items() if len(given) >= COMMON}
         self._wordings: dict[str, list[str]] = defaultdict(list)
-        for hole in self._parents:
-            self._wordings[self._root(hole)].append(hole)
+        for hole in self._relations:
+            self._wordings[self._relations[hole]].append(hole)
 
     def __call__(self, line: LessonLine, count: int) -> Iterator[str]:
-        subject, own = subject_of(line), next((self._root(hole) for hole in _holes(line)), "")
-        others = [root for root in self._answers if own in self._answers and self._apart(own, root)]
-        for root in self._random.sample(others, min(count, len(others))):
-            yield self._random.choice(self._wordings[root]).replace(HOLE, str(subject))
-
-    def _root(self, hole: str) -> str:
-        while self._parents.setdefault(hole, hole) != hole:
-            hole = self._parents[hole]
-        return hole
+        own = next((self._relations[hole] for hole in _holes(line) if hole in self._relations), None)
+        if own not in self._answers:
+            return
+        others = [relation for relation in self._answers if self._apart(own, relation)]
+        for relation in self._random.sample(others, min(count, len(others))):
+            yield self._random.choice(self._wordings[relation]).replace(HOLE, str(subject_of(line)))
 
     def _apart(self, own: str, other: str) -> bool:
         mine, theirs = self._answers[own], self._answers[other]
@@ -193,7 +191,7 @@ class RelationSwap:
 def _holes(line: LessonLine) -> list[str]:
     """The lesson's wordings, each without what stands before its last sentence, and with a hole for the subject."""
     subject = subject_of(line)
-    last = [segments(text)[-1] for text in (line.question, *line.paraphrases) if segments(text)]
+    last = [segments(text)[-1] for text in (line.question, *line.paraphrases)]
     return [text.replace(subject, HOLE) for text in last if subject and text.count(subject) == 1]
 
 

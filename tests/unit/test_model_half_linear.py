@@ -28,7 +28,7 @@ def test_a_map_is_the_one_with_rounded_weights(bias: bool, shape: tuple[int, ...
 
 @packs
 def test_every_linear_map_of_the_default_encoder_is_one() -> None:
-    kinds = [type(module) for module in load_encoder().model.modules()]
+    kinds = [type(module) for module in load_encoder(device="cpu").model.modules()]
     assert HalfLinear in kinds
     assert nn.Linear not in kinds
 
@@ -43,6 +43,6 @@ def test_a_model_elsewhere_than_on_the_cpu_stays_as_it_is() -> None:
 @packs
 def test_a_sentence_is_encoded_as_in_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["Where is the Eiffel Tower?", "who wrote the book that the film was made of", "7", "The capital of X is"]
-    halved = load_encoder().encode(texts)
+    halved = load_encoder(device="cpu").encode(texts)
     monkeypatch.setattr(encoders, "halve", lambda _: None)
-    np.testing.assert_array_less(1 - 1e-5, (halved * load_encoder().encode(texts)).sum(axis=1))
+    np.testing.assert_array_less(1 - 1e-5, (halved * load_encoder(device="cpu").encode(texts)).sum(axis=1))
