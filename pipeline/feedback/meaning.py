@@ -6,19 +6,27 @@ answers its own wording. A weight above .9 is sure enough. A copied lesson of le
 where the question has its most surprising word, its subject mostly. So read, 97 of the 144 reworded questions of the
 example stream that are copied with .65 to .9, and 23 of 26 among 1,000 CounterFact lessons, correct the lesson itself,
 and so do 1 of 446 and 2 of 1,000 neighbouring questions.
+
+A question that turns its lesson round ("Is the capital of Kazakhstan Almaty?") rests on it, and its answer is another
+one: "no" is never the capital.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.feedback.events import EventLog
 from pipeline.feedback.records import Event
 from pipeline.memory.belief import slot_id
-from pipeline.memory.state import names_subject
+from pipeline.memory.state import form_of, names_subject
 
 SURE_WEIGHT, LIKELY_WEIGHT = 0.9, 0.65
 RATED_WEIGHT = 0.5  # a rating is about the lesson that had more than half of the weight
+
+
+class Fact(NamedTuple):
+    question: str
+    answer: str
 
 
 def correction(log: EventLog, answered: Event, value: str, place: dict[str, Any]) -> dict[str, Any]:
@@ -48,13 +56,20 @@ def rating(answered: Event, value: float) -> dict[str, Any] | None:
 
 def _corrected(log: EventLog, answered: Event) -> str | None:
     lesson_id, weight = _heaviest(answered)
-    if weight > SURE_WEIGHT:
-        return lesson_id
-    if weight <= LIKELY_WEIGHT or answered.body.get("strategy") != "copy":
+    sure = weight > SURE_WEIGHT
+    if not sure and (weight <= LIKELY_WEIGHT or answered.body.get("strategy") != "copy"):
         return None
-    told = (event.body.get("question") for event in log.by_lesson(answered.tenant, lesson_id))
-    named = next((question for question in told if question), None)
-    return lesson_id if named and names_subject(answered.body["question"], named) else None
+    question, told = answered.body["question"], _told(log, answered.tenant, lesson_id)
+    if told is None:
+        return lesson_id if sure else None
+    same = form_of(question, told) == "plain" and (sure or names_subject(question, told.question))
+    return lesson_id if same else None
+
+
+def _told(log: EventLog, tenant: str, lesson_id: str) -> Fact | None:
+    """The question that a lesson was first told with, and its latest answer."""
+    told = [event.body for event in log.by_lesson(tenant, lesson_id) if event.body.get("op") == "correct"]
+    return Fact(told[0]["question"], told[-1]["answer"]) if told else None
 
 
 def _heaviest(answered: Event) -> tuple[str, float]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from math import log
 
 from pipeline.config import MemorySettings
-from pipeline.memory.context import Form
+from pipeline.memory.context import Form, Told
 from pipeline.memory.features import WordTable, covered, nearest
 from pipeline.memory.types import Reading, SlotWeight
 
@@ -111,11 +111,12 @@ def state_of(question: str, reading: Reading, settings: MemorySettings) -> tuple
     return tuple(round(values[name], 4) for name in FEATURES)
 
 
-def form_of(question: str, lesson: SlotWeight) -> Form:
+def form_of(question: str, lesson: Told) -> Form:
     """How the question turns the lesson round: asks whether it is so, asks for its subject, or neither."""
     if is_yes_no(question) and not is_yes_no(lesson.question):
         return "yes_no"
-    return "reversed" if _compare(_table().words(question), lesson).answered >= ANSWERED else "plain"
+    table = _table()
+    return "reversed" if _covered(table.words(lesson.answer), table.words(question)) >= ANSWERED else "plain"
 
 
 def is_yes_no(question: str) -> bool:
