@@ -16,7 +16,7 @@ from serve.client import Client, Reply
 def command(
     question: Annotated[str, typer.Argument(help="in plain words, in quotes")],
     strategy: Annotated[
-        Literal["adaptive", "copy", "context", "weights"] | None,
+        Literal["adaptive", "copy", "context", "infer", "weights"] | None,
         typer.Option(help="weights: without the lesson memory; default: the recipe's"),
     ] = None,
     user: Annotated[str | None, typer.Option(help="the end user; his own corrections are read for him alone")] = None,

@@ -39,8 +39,8 @@ class MemorySettings(Settings):
 
     strategy: str = Field(
         "adaptive",
-        pattern=r"^(adaptive|copy|context|weights|[\w.]+:\w+)$",
-        description="adaptive, copy, context, weights, or a class of your own as package.module:Class",
+        pattern=r"^(adaptive|copy|context|infer|weights|[\w.]+:\w+)$",
+        description="adaptive, copy, context, infer, weights, or a class of your own as package.module:Class",
     )
     explore: float = Field(
         0.0, ge=0, le=1, description="chance that 'adaptive' draws a strategy; never over a confident lesson"

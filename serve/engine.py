@@ -16,6 +16,7 @@ from typing import Protocol
 
 from pipeline.config import MemorySettings
 from pipeline.evaluate.protocol import Message, normalise
+from pipeline.memory.infer import read_and_infer
 from pipeline.memory.mixture import Mixture
 from pipeline.memory.policy import Choice, RatedPolicy
 from pipeline.memory.router import Router
@@ -165,7 +166,8 @@ class BatchEngine:
         return best if best[1].gate > self._settings.gate else found[0]
 
     def _read(self, requests: list[EngineRequest]) -> list[Reading]:
-        return self.memory.read([r.question for r in requests], [r.viewer for r in requests])
+        questions, viewers = [r.question for r in requests], [r.viewer for r in requests]
+        return read_and_infer(self.memory, questions, viewers, self._settings.gate)
 
 
 def _job(request: EngineRequest, chosen: Plan, served: Served, on_text: Callable[[str], None] | None) -> Job:

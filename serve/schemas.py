@@ -14,7 +14,7 @@ MAX_VALUE = 4_000
 Name = Annotated[str, Field(max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Identifier = Annotated[str, Field(min_length=1, max_length=MAX_ID, pattern=r"^[^\x00-\x1f\x7f]*$")]
-StrategyName = Literal["adaptive", "copy", "context", "weights"]
+StrategyName = Literal["adaptive", "copy", "context", "infer", "weights"]
 
 
 def utf8(value: Any) -> Any:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.data.lines import LessonLine
+from pipeline.data.lines import LessonLine, ProbeLine
 from pipeline.evaluate.copy_wrong import copy_wrong, right_by_first_word
 from pipeline.evaluate.metrics import Interval, discordant, mcnemar, share
 from pipeline.evaluate.progress import Progress, batches
@@ -21,6 +21,7 @@ from pipeline.evaluate.result import Result
 from pipeline.evaluate.seam import generate
 from pipeline.evaluate.systems import Bench
 from pipeline.memory.belief import taught_event
+from pipeline.memory.infer import read_and_infer
 from pipeline.memory.mixture import Mixture
 from pipeline.memory.policy_fit import Trial
 from pipeline.memory.state import state_of
@@ -28,7 +29,8 @@ from pipeline.memory.strategy import Plan, Situation, plan, possible
 from pipeline.memory.types import Reading, Viewer
 
 BATCH = 32
-SINGLES = ("weights", "copy", "context")
+CHOSEN = ("weights", "copy", "context")  # by the policy
+SINGLES = (*CHOSEN, "infer")
 COMPARED = (*SINGLES, "adaptive")
 ORDINARY = ("question", "paraphrase", "neighbour")
 
@@ -47,6 +49,13 @@ class MixedProbe:
     def right_by_first_word(self, text: str, uncorrected: str) -> bool:
         """The laxer score for yes and no, reported beside the other and labelled so."""
         return right_by_first_word(self.answers, text) if self.answers else text == uncorrected
+
+
+def given_probes(lines: Sequence[ProbeLine]) -> list[MixedProbe]:
+    """Somebody's own: the file's field ``kind`` names what is counted together."""
+    return [
+        MixedProbe(str((line.model_extra or {}).get("kind", "given")), line.question, line.answers) for line in lines
+    ]
 
 
 def mixed_probes(lines: Sequence[LessonLine], per_kind: int, seed: int = 0) -> list[MixedProbe]:
@@ -86,7 +95,7 @@ class Sitting:
         questions = [probe.question for probe in probes]
         self.readings: list[Reading] = []
         for part in batches(questions, BATCH):
-            self.readings += memory.read(part, [Viewer()] * len(part))
+            self.readings += read_and_infer(memory, part, [Viewer()] * len(part), bench.settings.gate)
         plain = [Plan("weights", messages=prompt_messages(question)) for question in questions]
         self.uncorrected = self.answers(plain)
 
@@ -105,7 +114,7 @@ class Sitting:
         """Every strategy tried on every probe where there is a choice."""
         plans = [self._possible(place) for place in range(len(self.probes))]
         weights = weights_of([probe.kind for probe in self.probes])
-        texts = {name: self._tried(plans, name) for name in SINGLES}
+        texts = {name: self._tried(plans, name) for name in CHOSEN}
         return [
             Trial(
                 state_of(probe.question, reading, self.bench.settings),
@@ -119,7 +128,7 @@ class Sitting:
     def _possible(self, place: int) -> dict[str, Plan]:
         question = self.probes[place].question
         asked = Situation(question, prompt_messages(question), self.readings[place], self.bench.settings)
-        return {} if asked.verbatim else possible(asked)
+        return {} if asked.verbatim or asked.inferable else possible(asked)
 
     def _tried(self, plans: Sequence[dict[str, Plan]], name: str) -> dict[int, str]:
         places = [place for place, arms in enumerate(plans) if name in arms]

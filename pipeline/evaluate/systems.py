@@ -82,10 +82,11 @@ class Memory:
             self._memory.apply([taught_event(line, self._memory.applied_seq + 1, replaces)])
 
     def ask(self, questions: Sequence[str]) -> list[Reply]:
+        from pipeline.memory.infer import read_and_infer
         from pipeline.memory.strategy import plan
         from pipeline.memory.types import Viewer
 
-        readings = self._memory.read(questions, [Viewer()] * len(questions))
+        readings = read_and_infer(self._memory, questions, [Viewer()] * len(questions), self._settings.gate)
         plans = [
             plan(self._settings.strategy, question, prompt_messages(question), reading, self._settings)
             for question, reading in zip(questions, readings, strict=True)
@@ -166,6 +167,7 @@ SYSTEMS: dict[str, Callable[[Bench], System]] = {
     "adaptive": partial(_memory, strategy="adaptive"),
     "copy": partial(_memory, strategy="copy"),
     "context": partial(_memory, strategy="context"),
+    "infer": partial(_memory, strategy="infer"),
     "weights": partial(_memory, strategy="weights"),
     "exact_match": lambda _bench: ExactMatch(),
     "tfidf": lambda _bench: TfIdf(),

@@ -27,7 +27,7 @@ FEATURES = (
     "rarest_lesson", "rarest_question", "digits_differ", "length_ratio", "digits_conflict", "size",
 )  # fmt: skip
 
-_WORD = re.compile(r"[^\W_]+(?:['’.+#&-]*[^\W_]+)*[+#]*")
+WORD = re.compile(r"[^\W_]+(?:['’.+#&-]*[^\W_]+)*[+#]*")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class WordTable:
         self._surprise_of = lru_cache(maxsize=50_000)(self._surprise)
 
     def _words(self, text: str) -> dict[str, float]:
-        return {word: self._surprise_of(word) for word in dict.fromkeys(map(_stem, _WORD.findall(text.casefold())))}
+        return {word: self._surprise_of(word) for word in dict.fromkeys(map(stem, WORD.findall(text.casefold())))}
 
     def _surprise(self, word: str) -> float:
         pieces = self._pieces(word)
@@ -166,5 +166,6 @@ def _rarest(words: dict[str, float], found: dict[str, float]) -> float:
     return found[max(words, key=lambda w: words[w])] if words else 0.0
 
 
-def _stem(word: str) -> str:
+def stem(word: str) -> str:
+    """``word``, in lower case, without a possessive ending."""
     return word.removesuffix("'s").removesuffix("’s")

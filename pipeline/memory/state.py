@@ -45,7 +45,7 @@ _AUXILIARY = (
     r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|isn't|aren't|wasn't|doesn't|didn't)"
 )
 _ASKS_TRUTH = r"\b(?:true or false|yes or no|is (?:it|this|that) (?:true|right|correct))\b"
-_YES_NO = re.compile(rf"(?:^|[.?!:]\s+){_AUXILIARY}\s(?!you\b)|{_ASKS_TRUTH}", re.IGNORECASE)
+_YES_NO = re.compile(rf"(?:^|(?<!\b[A-Z])[.?!:]\s+){_AUXILIARY}\s(?!you\b)|{_ASKS_TRUTH}", re.IGNORECASE)
 _COMPARE = re.compile(
     r"\b(?:before|after|earlier|later|since|until|by|more|less|fewer|larger|smaller|higher|lower|at least|at most)\b"
     r"[^.?!]*\d",
@@ -76,20 +76,32 @@ class Evidence:
         return self.slot.weight + self.covered + self.slot.cosine + self.answered
 
 
-def relevant(question: str, reading: Reading) -> list[SlotWeight]:
-    """The lessons that bear on the question, the most relevant first, and those that are about their answers."""
+@dataclass(frozen=True)
+class Looked:
+    """The lessons near a question, most relevant first; those that bear on it; the one about the first one's answer."""
+
+    near: list[Evidence]
+    bearing: list[Evidence]
+    linked: list[Evidence]
+
+
+def look(question: str, reading: Reading) -> Looked:
     near = _evidence(question, reading)
     bearing = [evidence for evidence in near if evidence.bears]
-    linked = _linked(question, near, bearing)
-    alone = [evidence for evidence in bearing if evidence not in linked]
-    return [evidence.slot for evidence in (*alone[: SHOWN - len(linked)], *linked)]
+    return Looked(near, bearing, _linked(question, near, bearing))
+
+
+def relevant(question: str, reading: Reading) -> list[SlotWeight]:
+    """The lessons that bear on the question, the most relevant first, and those that are about their answers."""
+    looked = look(question, reading)
+    alone = [evidence for evidence in looked.bearing if evidence not in looked.linked]
+    return [evidence.slot for evidence in (*alone[: SHOWN - len(looked.linked)], *looked.linked)]
 
 
 def state_of(question: str, reading: Reading, settings: MemorySettings) -> tuple[float, ...]:
     """The numbers that FEATURES names; equal for equal questions and readings."""
-    near = _evidence(question, reading)
-    bearing = [evidence for evidence in near if evidence.bears]
-    lesson = (bearing or near)[0]
+    looked = look(question, reading)
+    lesson = (looked.bearing or looked.near)[0]
     form = form_of(question, lesson.slot)
     weight = lesson.slot.weight
     values = {
@@ -97,11 +109,11 @@ def state_of(question: str, reading: Reading, settings: MemorySettings) -> tuple
         "gate": _within((log_odds(reading.gate) - log_odds(settings.gate)) / 4, 2.0),
         "confident": float(reading.gate > settings.gate),
         "rivalry": 1.0 - weight / reading.gate if reading.gate > 0 else 0.0,
-        "cosine": max(evidence.slot.cosine for evidence in near),
+        "cosine": max(evidence.slot.cosine for evidence in looked.near),
         "covered": lesson.covered,
         "named": lesson.named,
         "answered": lesson.answered,
-        "linked": float(bool(_linked(question, near, bearing))),
+        "linked": float(bool(looked.linked)),
         "yes_no": float(form == "yes_no"),
         "compare": float(form == "yes_no" and bool(_COMPARE.search(question))),
         "reversed": float(form == "reversed"),

@@ -332,6 +332,7 @@ def _reading(near: list[Candidate], log_odds: NDArray[np.float64]) -> Reading:
             belief=lesson.belief,
             cosine=cosines[lesson.lesson_id],
             beliefs=dict(lesson.beliefs),
+            previous=lesson.previous,
         )
         for (_, lesson), weight in zip(scored, weights.tolist(), strict=True)
     ]

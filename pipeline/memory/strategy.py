@@ -1,6 +1,6 @@
 """How memory is used for one answer. A strategy is one small class with a ``plan``, found by its name.
 
-The four that ship are called ``weights``, ``copy``, ``context`` and ``adaptive``; any other is named
+The five that ship are called ``weights``, ``copy``, ``context``, ``infer`` and ``adaptive``; any other is named
 ``package.module:Class`` in the recipe (``memory.strategy``).
 """
 
@@ -23,6 +23,7 @@ from pipeline.memory.tense import asks_earlier
 from pipeline.memory.types import Reading, SlotWeight, question_key
 
 CITED = 0.01  # a slot with less weight is not worth a citation
+INFERRED = 0.95  # the share of an inference among offered options; it is right a little more often (README)
 EVEN = 0.5  # below this gate it is likelier that no lesson applies
 
 
@@ -56,6 +57,14 @@ class Situation:
         """Whether a lesson applies confidently and the question does not turn it round: there is nothing to choose."""
         lesson = self.reading.slots[0] if self.confident else None
         return lesson is not None and (self.verbatim or form_of(self.question, lesson) == "plain")
+
+    @property
+    def inferable(self) -> bool:
+        """Whether something follows from lessons, and no other lesson answers the question itself."""
+        inferred = self.reading.inferred
+        if inferred is None or self.verbatim:
+            return False
+        return not self.settled or self.reading.slots[0].lesson_id in inferred.lesson_ids
 
 
 @dataclass(frozen=True)
@@ -115,18 +124,31 @@ class Context:
         return Plan("context", None, messages, tuple(shown), {"context": 1.0})
 
 
-class Adaptive:
-    """A softmax over the other three from the question's state, learned from ratings (:mod:`pipeline.memory.policy`).
+class Infer:
+    """What follows from lessons by their words (:mod:`pipeline.memory.infer`); else no memory."""
 
-    The likeliest strategy answers, or with chance ``memory.explore`` one drawn from the softmax. A confident lesson is
-    copied without asking the policy unless the question turns it round (yes or no, reversed), and nothing is drawn over
-    one.
+    def plan(self, asked: Situation) -> Plan:
+        inferred = asked.reading.inferred
+        if inferred is None:
+            return WEIGHTS.plan(asked)
+        cites = tuple(slot for slot in asked.reading.slots if slot.lesson_id in inferred.lesson_ids)
+        return Plan("infer", inferred.text, None, cites, {"infer": 1.0}, Mixture({inferred.text: INFERRED}))
+
+
+class Adaptive:
+    """A softmax over the first three from the question's state, learned from ratings (:mod:`pipeline.memory.policy`).
+
+    The likeliest strategy answers, or with chance ``memory.explore`` one drawn from the softmax. What follows from
+    lessons is said without asking the policy. So is a confident lesson, unless the question turns it round (yes or no,
+    reversed), and nothing is drawn over one.
     """
 
     def __init__(self, draw: random.Random | None = None) -> None:
         self._draw = draw or random.Random()
 
     def plan(self, asked: Situation) -> Plan:
+        if asked.inferable:
+            return INFER.plan(asked)
         plans = possible(asked)
         if "copy" in plans and asked.settled:
             return replace(plans["copy"], probabilities={"copy": 1.0})
@@ -139,13 +161,15 @@ class Adaptive:
         return replace(chosen, probabilities=choice.probabilities, choice=choice)
 
 
-WEIGHTS, COPY, CONTEXT = Weights(), Copy(), Context()
+WEIGHTS, COPY, CONTEXT, INFER = Weights(), Copy(), Context(), Infer()
 ARMS: tuple[Strategy, ...] = (WEIGHTS, COPY, CONTEXT)
-STRATEGIES: dict[str, Strategy] = {"weights": WEIGHTS, "copy": COPY, "context": CONTEXT, "adaptive": Adaptive()}
+STRATEGIES: dict[str, Strategy] = {
+    "weights": WEIGHTS, "copy": COPY, "context": CONTEXT, "infer": INFER, "adaptive": Adaptive(),
+}  # fmt: skip
 
 
 def possible(asked: Situation) -> dict[str, Plan]:
-    """What :class:`Adaptive` chooses from, by name.
+    """What :class:`Adaptive` chooses from by its policy, by name.
 
     No lesson says how it was before. And nothing is copied that more likely than not does not apply: where the model
     is unsure of its own answer, a small share of the mixture would decide, and a neighbour of the lesson would get the

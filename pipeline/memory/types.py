@@ -133,6 +133,7 @@ class SlotWeight:
     belief: float  # in ``answer``
     cosine: float = 0.0  # of the nearest phrasing to the question
     beliefs: dict[str, float] = field(default_factory=dict)  # in every candidate answer
+    previous: str | None = None  # the answer that the lesson corrected, where it is known
 
     @property
     def answers(self) -> dict[str, float]:
@@ -141,11 +142,20 @@ class SlotWeight:
 
 
 @dataclass(frozen=True)
+class Inference:
+    """What follows from lessons though none of them answers the question (:mod:`pipeline.memory.infer`)."""
+
+    text: str
+    lesson_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reading:
     """Equation 2's result: weights over lessons and the null slot; together they sum to 1."""
 
     null_weight: float = 1.0
     slots: tuple[SlotWeight, ...] = field(default=())  # heaviest first
+    inferred: Inference | None = None
 
     @property
     def gate(self) -> float:

@@ -54,6 +54,7 @@ def test_a_lesson_with_weight_bears_on_the_question_in_any_words() -> None:
         ("Do you know who wrote it?", False),
         ("Where, by number, did the IETF publish it?", False),
         ("The capital of Kazakhstan is", False),
+        ("The headquarter of Southampton F.C. is located in", False),
     ],
 )
 def test_yes_no_questions_are_told_by_their_form(question: str, expected: bool) -> None:

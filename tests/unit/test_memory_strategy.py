@@ -168,7 +168,7 @@ def test_a_strategy_of_one_s_own_is_found_by_its_name(root: Path, monkeypatch: p
 
 
 def test_unknown_strategies_are_named_with_the_fix() -> None:
-    with pytest.raises(ValueError, match="'guess'.*weights, copy, context, adaptive"):
+    with pytest.raises(ValueError, match="'guess'.*weights, copy, context, infer, adaptive"):
         find("guess")
     with pytest.raises(ValueError, match="no_such_module.*PYTHONPATH"):
         find("no_such_module:Thing")
