@@ -21,12 +21,12 @@ def command(
     probes: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="your own questions instead: JSONL with question, answers, kind"
+            exists=True, dir_okay=False, help="questions of your own besides: JSONL with question, answers, kind"
         ),
     ] = None,
     part: Annotated[str | None, typer.Option(help="only the lines whose field 'part' is this")] = None,
     rows: Annotated[str | None, typer.Option(help="only these lines of the file, e.g. 3000:3200")] = None,
-    per_kind: Annotated[int, typer.Option(min=1, help="probes of each kind, at most")] = 100,
+    per_kind: Annotated[int, typer.Option(min=0, help="generated probes of each kind, at most")] = 100,
     seed: Annotated[int, typer.Option(help="of the probes")] = 0,
     recipe: entry.RecipePath = None,
 ) -> None:
@@ -53,7 +53,9 @@ def command(
     own = _in_part(read_lines(probes, ProbeLine), part) if probes else []
     if probes and not own:
         raise entry.UserError(f"--probes {probes}: no line is left in part {part!r}")
-    asked = given_probes(own) if own else mixed_probes(lines, per_kind, seed)
+    asked = [*mixed_probes(lines, per_kind, seed), *given_probes(own)]
+    if not asked:
+        raise entry.UserError("--per-kind 0 leaves nothing to ask: name your own questions with --probes")
     with entry.bar() as progress:
         task = progress.add_task("asking", total=1)
         sitting = Sitting(

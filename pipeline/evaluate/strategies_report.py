@@ -86,7 +86,7 @@ class Sitting:
         bench: Bench,
         progress: Progress | None = None,
     ) -> None:
-        self.probes = list(probes)
+        self.probes, self.lessons = list(probes), len(lines)
         self.bench = bench
         self._progress = progress
         self._decoded: dict[str, str] = {}
@@ -158,7 +158,7 @@ def compare_strategies(sitting: Sitting, strategies: Sequence[str] = COMPARED) -
     right = {name: _scored(sitting, texts[name], MixedProbe.right) for name in strategies}
     cells = {
         name: {
-            "mixed": {
+            str(sitting.lessons): {
                 **_by_kind(sitting, right[name]),
                 "all": share(right[name]),
                 "all_by_first_word": share(_scored(sitting, texts[name], MixedProbe.right_by_first_word)),

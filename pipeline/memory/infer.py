@@ -46,8 +46,8 @@ _SMALL = frozenset((
     "those", "there", "it", "its", "they", "their", "he", "she", "his", "her", "is", "are", "was", "were", "be", "been",
     "being", "am", "do", "does", "did", "has", "have", "had", "having", "can", "could", "will", "would", "should",
     "may", "might", "must", "what", "which", "who", "whom", "whose", "when", "where", "name", "named", "called",
-    "become", "became", "go", "goes", "known", "now", "today", "still", "currently", "presently", "nowadays", "days", "indeed",
-    "really", "actually", "true", "right", "correct", "answer", "fact", "fits", "gap", "following",
+    "become", "became", "go", "goes", "known", "now", "today", "still", "currently", "presently", "nowadays", "days",
+    "indeed", "really", "actually", "true", "right", "correct", "answer", "fact", "fits", "gap", "following",
 ))  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def test_adaptive_loses_nothing_to_the_best_single_strategy() -> None:
     ]
     bench = make_bench(recipe, Answerer.load(Bundle.initial(recipe)))
     found = compare_strategies(Sitting(lines, mixed_probes(lines, 12), bench))
-    adaptive = found.systems["adaptive"]["mixed"]
+    adaptive = found.systems["adaptive"][str(len(lines))]
     assert adaptive["question"].value == 1.0
-    assert adaptive["neighbour"].value >= found.systems["copy"]["mixed"]["neighbour"].value
+    assert adaptive["neighbour"].value >= found.systems["copy"][str(len(lines))]["neighbour"].value
     assert found.measures["adaptive_gained"] >= found.measures["adaptive_lost"]
