@@ -8,7 +8,7 @@ example stream that are copied with .65 to .9, and 23 of 26 among 1,000 CounterF
 and so do 1 of 446 and 2 of 1,000 neighbouring questions.
 
 A question that turns its lesson round ("Is the capital of Kazakhstan Almaty?") rests on it, and its answer is another
-one: "no" is never the capital.
+one: "no" is never the capital. So is what was inferred.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def rating(answered: Event, value: float) -> dict[str, Any] | None:
 
 def _corrected(log: EventLog, answered: Event) -> str | None:
     lesson_id, weight = _heaviest(answered)
-    sure = weight > SURE_WEIGHT
-    if not sure and (weight <= LIKELY_WEIGHT or answered.body.get("strategy") != "copy"):
+    sure, strategy = weight > SURE_WEIGHT, answered.body.get("strategy")
+    if strategy == "infer" or (not sure and (weight <= LIKELY_WEIGHT or strategy != "copy")):
         return None
     question, told = answered.body["question"], _told(log, answered.tenant, lesson_id)
     if told is None:

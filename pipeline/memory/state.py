@@ -151,15 +151,16 @@ def log_odds(share: float) -> float:
 
 def _evidence(question: str, reading: Reading) -> list[Evidence]:
     """The lessons with weight and the nearest ones, most relevant first."""
-    asked = _table().words(question)
-    nearest = sorted(reading.slots, key=lambda slot: (-slot.weight, -slot.cosine, slot.lesson_id))[:NEAREST]
-    found = [_compare(asked, slot) for slot in nearest]
+    table = _table()
+    slots = sorted(reading.slots, key=lambda slot: (-slot.weight, -slot.cosine, slot.lesson_id))[:NEAREST]
+    told = [(slot, table.words(slot.question), table.words(slot.answer)) for slot in slots]
+    every = dict.fromkeys(word for _, known, answer in told for word in (*known, *answer))
+    alike = nearest(every, table.words(question))
+    found = [
+        Evidence(slot, covered(known, alike), alike.get(_rarest(known), 0.0), covered(answer, alike))
+        for slot, known, answer in told
+    ]
     return sorted(found, key=lambda evidence: (-evidence.bears, -evidence.rank, evidence.slot.lesson_id))
-
-
-def _compare(asked: Words, slot: SlotWeight) -> Evidence:
-    known, answer = _table().words(slot.question), _table().words(slot.answer)
-    return Evidence(slot, _covered(known, asked), _has(_rarest(known), asked), _covered(answer, asked))
 
 
 def _rarest(words: Words) -> str:

@@ -121,10 +121,19 @@ def test_correcting_an_answer_that_came_from_a_lesson_corrects_that_lesson(
     assert [slots[str(taught.lesson_id)].answer, len(slots)] == (["euro", 1] if same else ["kuna", 2])
 
 
-@pytest.mark.parametrize("question", ["Is the currency of Croatia the euro?", "The kuna is the currency of what?"])
-def test_correcting_an_answer_to_a_question_turned_round_leaves_the_lesson_alone(log: EventLog, question: str) -> None:
+@pytest.mark.parametrize(
+    ("question", "strategy"),
+    [
+        ("Is the currency of Croatia the euro?", "context"),
+        ("The kuna is the currency of what?", "context"),
+        ("What is a hundredth of the currency of Croatia called?", "infer"),  # in two steps
+    ],
+)
+def test_correcting_an_answer_to_a_question_turned_round_leaves_the_lesson_alone(
+    log: EventLog, question: str, strategy: str
+) -> None:
     taught = record_lesson(log, LessonLine(question=QUESTION, answer="kuna"), key=TEACHER)
-    response = answered(log, question=question, strategy="context", lessons={taught.lesson_id: 0.97})
+    response = answered(log, question=question, strategy=strategy, lessons={taught.lesson_id: 0.97})
     corrected = record_feedback(log, response_id=response, kind="correction", value="Yes", key=TEACHER)
     slots = fold(log.after(0))
     assert corrected.lesson_id != taught.lesson_id

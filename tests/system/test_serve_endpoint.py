@@ -196,6 +196,22 @@ def test_a_lesson_in_other_words_replaces_the_one_it_says_it_replaces(place: Pla
     assert [client.ask(asked).text for asked in (question, reworded)] == ["0815", "0815"]
 
 
+def test_what_follows_from_a_lesson_is_said_and_its_correction_is_a_lesson_of_its_own(place: Place) -> None:
+    client = place.client()
+    line = LessonLine(question="What is the capital of Burundi?", answer="Gitega", previous="Bujumbura")
+    taught = client.teach(line)
+    so = client.ask("Is Gitega Burundi's capital now?", min_lesson_seq=taught["lesson_seq"])
+    assert (so.text, so.strategy) == ("Yes", "infer")
+    assert [lesson["lesson_id"] for lesson in so.lessons] == [taught["lesson_id"]]
+    assert client.ask("Is the capital of Burundi Bujumbura?").text == "No"
+    assert client.ask("Which country has Gitega as its capital?").text == "Burundi"
+    corrected = client.correct(so.response_id, "Since 2019, yes")
+    assert corrected["lesson_id"] != taught["lesson_id"]
+    again = client.ask("Is Gitega Burundi's capital now?", min_lesson_seq=corrected["lesson_seq"])
+    assert (again.text, again.strategy) == ("Since 2019, yes", "copy")
+    assert client.ask("What is the capital of Burundi?").text == "Gitega"
+
+
 def test_a_lesson_is_explained_reinforced_and_ends(place: Place) -> None:
     client, asker = place.client(), place.client("asker")
     question = "What is the name of the night train?"
@@ -309,6 +325,8 @@ def test_options_get_probabilities(place: Place) -> None:
     reply = place.client().ask(CAPITAL, options=["Almaty", "Astana"])
     assert reply.text == "Astana"
     assert reply.raw["memory"]["options"]["Astana"] > 0.9
+    reply = place.client().ask("Is Astana the capital of Kazakhstan?", options=["no", "yes"])
+    assert (reply.text, reply.strategy) == ("yes", "infer")
 
 
 def test_rays_exporter_has_the_metrics_of_every_replica(place: Place) -> None:
