@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import evaluate, pretrain
+from jobs import evaluate, pretrain, strategies
 from jobs.initialise import initialise
 from pipeline.config import load_recipe
 from pipeline.data.lines import LessonLine, ProbeLine, write_lines
@@ -129,6 +129,32 @@ def test_mistakes_are_one_line(
         run(files, *arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_strategies_are_compared_on_questions_of_one_s_own(
+    home_root: Path, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = files / "own.jsonl", files / "strategies.json"
+    asked = [
+        ProbeLine(question="Is the capital of Oz Emerald City?", answers=("yes",), kind="turned"),
+        ProbeLine(question="Is the capital of Oz large?", kind="beside"),
+    ]
+    write_lines(own, asked)
+    lessons = ["--lessons", str(files / "lessons.jsonl"), "--recipe", str(files / "tiny.yaml"), "--out", str(out)]
+    strategies.main([*lessons, "--probes", str(own), "--per-kind", "1"])
+    found = Result.read(out)
+    inferred, weights = (found.systems[name]["3"] for name in ("infer", "weights"))
+    assert (inferred["turned"].value, weights["turned"].value, inferred["beside"].value) == (1.0, 0.0, 1.0)
+    assert {"question", "neighbour", "turned", "beside", "all"} <= set(inferred)
+    assert "3 lessons, mixed probes" in " ".join(capsys.readouterr().out.split())
+    for wrong, message in (
+        (["--per-kind", "0"], "name your own questions with --probes"),
+        (["--probes", str(own), "--part", "x"], "no line is left"),
+        (["--rows", "5"], "give the first line and the one after the last"),
+    ):
+        with pytest.raises(SystemExit):
+            strategies.main([*lessons, *wrong])
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_pretrain_asks_for_enough_lessons(home_root: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
