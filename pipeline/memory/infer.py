@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pipeline.memory.features import WORD, nearest, stem
-from pipeline.memory.state import ANSWERED, NAMED, Evidence, Looked, form_of, is_yes_no, look
+from pipeline.memory.state import ANSWERED, NAMED, TAG, Evidence, Looked, form_of, is_yes_no, look
 from pipeline.memory.tense import asks_earlier
 from pipeline.memory.types import Inference, Reading, SlotWeight, Viewer
 
@@ -37,6 +37,7 @@ _BOUND = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_PLACED = re.compile(r"\b(in|on|at|by|for|from|of|with|to|near)\s+(?:the\s+)?$", re.IGNORECASE)
 _PAST = re.compile(r"\b(?:was|were|did|had)\b", re.IGNORECASE)
 _GAP = re.compile(r"__+")
 _OTHER_ASKING = re.compile(r"^\W*(?:when|where|why|how|whose|who)\b", re.IGNORECASE)
@@ -96,6 +97,7 @@ def opened(question: str, reading: Reading) -> Opened | None:
     if not looked.near:
         return None
     form = form_of(question, (looked.bearing or looked.near)[0].slot)
+    question = TAG.sub("?", question)
     if form == "yes_no":
         about = (lesson for lesson in looked.near if not is_yes_no(lesson.slot.question))
         return next(filter(None, (_closed(question, lesson) for lesson in about)), None)
@@ -129,6 +131,9 @@ def _another(question: str, lead: Evidence) -> Opened | None:
     if not left or not all(_names(question[start:end]) for start, end in left):
         return None
     place = left[0][0], left[-1][1]
+    preposition = _PLACED.search(question[: place[0]])
+    if preposition and not lead.slot.question.rstrip().endswith(f" {preposition[1]}"):
+        return None  # it may say where or when, which the lesson does not
     inside = [span for span in _spans(question) if place[0] <= span[0] and span[1] <= place[1]]
     return _open(question, lead, place, "No") if inside == left else None
 

@@ -44,8 +44,12 @@ SHOWN = 3  # lessons that are worth their place in a prompt
 _AUXILIARY = (
     r"(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would|should|isn't|aren't|wasn't|doesn't|didn't)"
 )
-_ASKS_TRUTH = r"\b(?:true or false|yes or no|is (?:it|this|that) (?:true|right|correct))\b"
-_YES_NO = re.compile(rf"(?:^|(?<!\b[A-Z])[.?!:]\s+){_AUXILIARY}\s(?!you\b)|{_ASKS_TRUTH}", re.IGNORECASE)
+TAG = re.compile(r",\s*(?:right|correct|\w+n['’]t (?:it|he|she|they|there)|is it not)\s*\?\s*$", re.IGNORECASE)
+_ASKS_TRUTH = re.compile(r"\b(?:true or false|yes or no|is (?:it|this|that) (?:true|right|correct))\b", re.IGNORECASE)
+_ASKS_FIRST = re.compile(rf"^{_AUXILIARY}\s(?!you\b)", re.IGNORECASE)
+_ASKS_LATER = re.compile(rf"(?<!\b[A-Z])[.?!:]\s+{_AUXILIARY}\s(?!you\b)", re.IGNORECASE)
+_SENTENCES = re.compile(r"[.?!]\s+[A-Z]")
+_OFFERS = re.compile(r"(?<!\btrue )(?<!\byes )\bor\b(?! not\b)", re.IGNORECASE)
 _COMPARE = re.compile(
     r"\b(?:before|after|earlier|later|since|until|by|more|less|fewer|larger|smaller|higher|lower|at least|at most)\b"
     r"[^.?!]*\d",
@@ -124,16 +128,28 @@ def state_of(question: str, reading: Reading, settings: MemorySettings) -> tuple
 
 
 def form_of(question: str, lesson: Told) -> Form:
-    """How the question turns the lesson round: asks whether it is so, asks for its subject, or neither."""
+    """How the question turns the lesson round: asks whether it is so, asks for its subject, or neither.
+
+    One that offers the lesson's answer beside another ("Gitega or Bujumbura?") does neither.
+    """
+    table = _table()
+    named = _covered(table.words(lesson.answer), table.words(question)) >= ANSWERED
+    if named and _OFFERS.search(question):
+        return "plain"
     if is_yes_no(question) and not is_yes_no(lesson.question):
         return "yes_no"
-    table = _table()
-    return "reversed" if _covered(table.words(lesson.answer), table.words(question)) >= ANSWERED else "plain"
+    return "reversed" if named else "plain"
 
 
 def is_yes_no(question: str) -> bool:
-    """Whether a sentence of the (English) question asks for yes or no. "Could you tell me …" does not."""
-    return bool(_YES_NO.search(question.strip()))
+    """Whether a sentence of the (English) question asks for yes or no. "Could you tell me …" does not.
+
+    Nor does a text to complete: "Mario Bros. is developed by".
+    """
+    text = question.strip()
+    if not text.endswith("?"):
+        return bool(_ASKS_TRUTH.search(text) or (_ASKS_FIRST.search(text) and not _SENTENCES.search(text)))
+    return any(pattern.search(text) for pattern in (_ASKS_TRUTH, _ASKS_FIRST, _ASKS_LATER, TAG))
 
 
 def names_subject(question: str, lesson: str) -> bool:

@@ -53,6 +53,11 @@ class Situation:
         return bool(self.reading.slots) and asks_earlier(self.question, self.reading.slots[0].question)
 
     @property
+    def answer_given(self) -> bool:
+        """Whether the question has the likeliest lesson's answer and asks for something else."""
+        return bool(self.reading.slots) and form_of(self.question, self.reading.slots[0]) == "reversed"
+
+    @property
     def settled(self) -> bool:
         """Whether a lesson applies confidently and the question does not turn it round: there is nothing to choose."""
         lesson = self.reading.slots[0] if self.confident else None
@@ -173,11 +178,11 @@ def possible(asked: Situation) -> dict[str, Plan]:
 
     No lesson says how it was before. And nothing is copied that more likely than not does not apply: where the model
     is unsure of its own answer, a small share of the mixture would decide, and a neighbour of the lesson would get the
-    lesson's answer.
+    lesson's answer. Nor is an answer that the question itself has ("Who succeeded Naruhito?").
     """
     if asked.earlier:
         return {"weights": WEIGHTS.plan(asked)}
-    copies = asked.confident or asked.reading.gate >= EVEN
+    copies = (asked.confident or asked.reading.gate >= EVEN) and not asked.answer_given
     arms = ARMS if copies else (WEIGHTS, CONTEXT)
     return {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in arms)}
 

@@ -51,6 +51,8 @@ def follows(question: str, *slots: SlotWeight) -> str | None:
         ("Are there at least 28 states in India?", STATES, "Yes"),
         ("How many states does India have? Is it more than 28?", STATES, "No"),
         ("Is the Gotthard Base Tunnel the longest railway tunnel in the world?", TUNNEL, "Yes"),
+        ("The capital of Burundi is Gitega, isn't it?", CAPITAL, "Yes"),
+        ("Bujumbura is the capital of Burundi, right?", CAPITAL, "No"),
     ],
 )
 def test_whether_it_is_so_is_told_by_the_lesson(question: str, lesson: SlotWeight, expected: str) -> None:
@@ -87,6 +89,7 @@ def test_a_second_step_is_the_answer_of_the_lesson_about_the_first_one_s_answer(
         ("Was Bujumbura the capital of Burundi?", CAPITAL),  # it was
         ("Was Bujumbura the capital of Burundi before 2019?", CAPITAL),
         ("Is Gitega the capital of Rwanda?", CAPITAL),
+        ("Is the longest railway tunnel in the world in China?", TUNNEL),
         ("Has Gitega been the capital of Burundi for 30 years?", CAPITAL),
         ("Is the capital of Burundi larger than the capital of Kenya?", CAPITAL),
         ("Is the president of Mexico paid well?", PRESIDENT),

@@ -55,6 +55,11 @@ def test_a_lesson_with_weight_bears_on_the_question_in_any_words() -> None:
         ("Where, by number, did the IETF publish it?", False),
         ("The capital of Kazakhstan is", False),
         ("The headquarter of Southampton F.C. is located in", False),
+        ("Mario Bros. is developed by", False),
+        ("Has a GUI and a Python interface. In Luxembourg, the language spoken is", False),
+        ("is astana the capital", True),
+        ("Astana is the capital, right?", True),
+        ("Astana is the capital, isn't it?", True),
     ],
 )
 def test_yes_no_questions_are_told_by_their_form(question: str, expected: bool) -> None:

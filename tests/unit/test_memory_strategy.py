@@ -145,6 +145,17 @@ def test_a_question_that_turns_a_confident_lesson_round_is_the_policy_s_to_decid
         assert adaptive(leaning(context=3.0), 0.9, turned).strategy == "context"
 
 
+def test_an_answer_that_the_question_has_is_not_copied() -> None:
+    assert (
+        adaptive(leaning(copy=50.0), 0.9, "Who is the mayor of Astana, the capital of Kazakhstan?").strategy != "copy"
+    )
+
+
+@pytest.mark.parametrize("question", ["Is Kazakhstan's capital Astana or Almaty?", "Which is it, Astana or Almaty?"])
+def test_an_answer_that_is_offered_beside_another_is_copied(question: str) -> None:
+    assert adaptive(leaning(weights=50.0), 0.9, question).text == "Astana"
+
+
 def test_exploration_is_off_by_default_and_never_over_a_confident_lesson() -> None:
     assert MemorySettings().explore == 0.0
     undecided = {adaptive_drawn(0.5, seed).strategy for seed in range(40)}
