@@ -173,8 +173,7 @@ class PartitionedIndex:
             partition = self.partitions.setdefault(audience, ExactPartition(self.dimension))
             partition.add(rows, vectors)
             self._touch(audience, rows)
-            if audience not in self._builds and len(partition) > self._room(partition):
-                self._start(audience)
+            self._start_if_outgrown(audience)
 
     def remove(self, audience: Audience, rows: Rows) -> None:
         if not len(rows):
@@ -236,12 +235,16 @@ class PartitionedIndex:
         if audience in self._builds:
             self._builds[audience].touched.update(rows.tolist())
 
-    def _start(self, audience: Audience) -> None:
+    def _start_if_outgrown(self, audience: Audience) -> None:
+        partition = self.partitions[audience]
+        if audience in self._builds or len(partition) <= self._room(partition):
+            return
         build = self._builds[audience] = _Build()
         build.thread = threading.Thread(target=self._rebuild, args=(audience, build), name="lesson-index", daemon=True)
         build.thread.start()
 
     def _rebuild(self, audience: Audience, build: _Build) -> None:
+        built = False
         try:
             with self._lock:
                 old = self.partitions[audience]
@@ -254,11 +257,14 @@ class PartitionedIndex:
             with self._lock:
                 self._copy(old, new, self._take(build, old, new), build)
                 self.partitions[audience] = new
+            built = True
         except Exception:  # the border of the background: the exact partition goes on, only slower
             log.exception("an approximate index over %s could not be built; it stays exact", audience)
         finally:
             with self._lock:
                 del self._builds[audience]
+                if built:  # it may have outgrown the new one by what came meanwhile
+                    self._start_if_outgrown(audience)
 
     def _take(self, build: _Build, old: Partition, new: Partition) -> Rows:
         """The rows that changed since they were copied: out of ``new``, and to be copied again where ``old`` has them.

@@ -150,6 +150,18 @@ def test_what_changes_while_a_partition_is_rebuilt_is_in_the_new_one() -> None:
     np.testing.assert_array_equal(partition.vectors(numbered(300, 400)), rounded(vectors[300:400]))
 
 
+def test_what_comes_while_a_partition_is_rebuilt_does_not_leave_the_new_one_outgrown() -> None:
+    index = PartitionedIndex(DIMENSION, exact_below=100)
+    vectors = unit(4_000)
+    for start in range(0, 4_000, 101):
+        end = min(4_000, start + 101)
+        index.add(ALL, numbered(start, end), vectors[start:end])
+    index.wait()
+    partition = index.partitions[ALL]
+    assert isinstance(partition, ApproximatePartition)
+    assert len(partition) == 4_000 <= partition.room
+
+
 def test_readers_go_on_while_a_partition_is_rebuilt() -> None:
     index = PartitionedIndex(DIMENSION, exact_below=4000)
     vectors = unit(4001)
