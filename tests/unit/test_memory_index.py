@@ -15,7 +15,7 @@ from pipeline.memory.index import Audience, ExactPartition, Partition, Partition
 
 ALL: Audience = ("acme", "", "")
 BEN: Audience = ("acme", "user", "ben")
-DIMENSION = 16
+DIMENSION = 64
 
 
 def unit(count: int, seed: int = 0) -> Vectors:
