@@ -29,7 +29,7 @@ from pipeline.memory.ledger import Ledger, Vote
 from pipeline.memory.trust import Record
 from pipeline.memory.types import Lesson
 
-SCHEMA = 2
+SCHEMA = 3
 
 _FIELDS = [field.name for field in fields(Lesson) if field.name != "beliefs"]
 _REPEATED = {"tenant", "scope", "scope_id", "source", "role"}  # few different values: one string object each
