@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,6 @@ import typer
 
 from jobs import entry
 from jobs.starting import starting_point
-from pipeline.data.lines import LessonLine, Line, ProbeLine, read_lines
 from pipeline.home import submitter_home
 
 
@@ -25,7 +25,7 @@ def command(
         ),
     ] = None,
     part: Annotated[str | None, typer.Option(help="only the lines whose field 'part' is this")] = None,
-    rows: Annotated[str | None, typer.Option(help="only these lines of the file, e.g. 3000:3200")] = None,
+    cut: Annotated[str | None, typer.Option("--slice", help="only these lines of the file, e.g. 3000:3200")] = None,
     per_kind: Annotated[int, typer.Option(min=0, help="generated probes of each kind, at most")] = 100,
     seed: Annotated[int, typer.Option(help="of the probes")] = 0,
     recipe: entry.RecipePath = None,
@@ -38,28 +38,27 @@ def command(
 
     Example: `agm strategies --lessons examples/world_changes/lessons.jsonl --part report --out strategies.json`
     """
-    lines = _chosen(read_lines(lessons, LessonLine), part, rows)
-    if not lines:
-        raise entry.UserError("--lessons: no line is left; look at --part and --rows")
     with entry.console.status("loading the answerer"):
+        from pipeline.evaluate.load import machine
         from pipeline.evaluate.strategies_report import CHOSEN, Sitting, compare_strategies, given_probes, mixed_probes
+        from pipeline.evaluate.study import Lines
         from pipeline.evaluate.systems import make_bench
         from pipeline.evaluate.tables import tables
         from pipeline.memory.policy_fit import fit_policy
         from pipeline.model.answerer import Answerer
+        from pipeline.revision import revision
 
+        read = Lines.read([lessons], probes, part, cut)
+        asked = [*mixed_probes(read.lessons, per_kind, seed), *given_probes(read.probes, part)]
+        if not asked:
+            raise entry.UserError("nothing is asked: raise --per-kind, or name --probes that have lines of this part")
         settings, bundle, _ = starting_point(submitter_home(), recipe)
         bench = make_bench(settings, Answerer.load(bundle), bundle.router)
-    own = _in_part(read_lines(probes, ProbeLine), part) if probes else []
-    if probes and not own:
-        raise entry.UserError(f"--probes {probes}: no line is left in part {part!r}")
-    asked = [*mixed_probes(lines, per_kind, seed), *given_probes(own)]
-    if not asked:
-        raise entry.UserError("--per-kind 0 leaves nothing to ask: name your own questions with --probes")
+    began = {"machine": machine(), "started": datetime.now(UTC).isoformat(timespec="seconds"), "code": revision()}
     with entry.bar() as progress:
         task = progress.add_task("asking", total=1)
         sitting = Sitting(
-            lines, asked, bench,
+            read.lessons, asked, bench,
             progress=lambda total, done: progress.update(task, total=total, completed=done),
         )  # fmt: skip
         found = fit_policy(sitting.trials(), CHOSEN) if fit else compare_strategies(sitting)
@@ -67,23 +66,13 @@ def command(
     if isinstance(found, dict):
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return
+    chosen = {"files": dict(read.sources), "part": part, "slice": read.cut, "per_kind": per_kind, "seed": seed}
+    found.measures.update(chosen, **began)
     found.write(out)
-    for table in tables(found, title=f"{len(lines)} lessons, mixed probes"):
+    for table in tables(found, title=f"{len(read.lessons)} lessons, mixed probes"):
         entry.console.print(table)
-    entry.console.print(found.measures)
-
-
-def _chosen(lines: list[LessonLine], part: str | None, rows: str | None) -> list[LessonLine]:
-    if rows is not None:
-        start, colon, stop = rows.partition(":")
-        if not (colon and start.isdigit() and stop.isdigit()):
-            raise entry.UserError(f"--rows {rows}: give the first line and the one after the last, e.g. 3000:3200")
-        lines = lines[int(start) : int(stop)]
-    return _in_part(lines, part)
-
-
-def _in_part(lines: list[Line], part: str | None) -> list[Line]:
-    return [line for line in lines if part is None or (line.model_extra or {}).get("part") == part]
+    tested = {name: value for name, value in found.measures.items() if name not in (*chosen, *began)}
+    entry.console.print(tested)
 
 
 main = entry.main(command)

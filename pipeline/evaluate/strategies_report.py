@@ -51,10 +51,13 @@ class MixedProbe:
         return right_by_first_word(self.answers, text) if self.answers else text == uncorrected
 
 
-def given_probes(lines: Sequence[ProbeLine]) -> list[MixedProbe]:
-    """Somebody's own: the file's field ``kind`` names what is counted together."""
+def given_probes(lines: Sequence[ProbeLine], part: str | None = None) -> list[MixedProbe]:
+    """Somebody's own, of one ``part`` if the lines have one; the field ``kind`` names what is counted together."""
+    told = [(line, line.model_extra or {}) for line in lines]
     return [
-        MixedProbe(str((line.model_extra or {}).get("kind", "given")), line.question, line.answers) for line in lines
+        MixedProbe(str(extra.get("kind", "given")), line.question, line.answers)
+        for line, extra in told
+        if part is None or extra.get("part", part) == part
     ]
 
 

@@ -148,9 +148,9 @@ def test_strategies_are_compared_on_questions_of_one_s_own(
     assert {"question", "neighbour", "turned", "beside", "all"} <= set(inferred)
     assert "3 lessons, mixed probes" in " ".join(capsys.readouterr().out.split())
     for wrong, message in (
-        (["--per-kind", "0"], "name your own questions with --probes"),
-        (["--probes", str(own), "--part", "x"], "no line is left"),
-        (["--rows", "5"], "give the first line and the one after the last"),
+        (["--per-kind", "0"], "raise --per-kind"),
+        (["--part", "x"], "the files' parts are none"),
+        (["--slice", "5"], "slice = 5"),
     ):
         with pytest.raises(SystemExit):
             strategies.main([*lessons, *wrong])
