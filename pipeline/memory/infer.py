@@ -116,11 +116,11 @@ def _closed(question: str, lead: Evidence) -> Opened | None:
         return _compared(question, lead.slot, bound)
     if _doubtful(question, lead.slot):
         return None
-    if place := _place(question, lead.slot.answer):
+    if place := _proposed(question, lead.slot, lead.slot.answer):
         return _open(question, lead, place, "Yes")
     if _PAST.search(question) and not _PAST.search(lead.slot.question):
         return None  # it may have been so
-    if lead.slot.previous and (place := _place(question, lead.slot.previous)):
+    if lead.slot.previous and (place := _proposed(question, lead.slot, lead.slot.previous)):
         return _open(question, lead, place, "No")
     return _another(question, lead)
 
@@ -147,6 +147,12 @@ def _open(question: str, lead: Evidence, place: tuple[int, int], text: str) -> O
     before = re.sub(r"(?i)\b(?:the|an?)\s+$", "", question[: place[0]])
     asking = "how many" if _NUMBER.fullmatch(question[place[0] : place[1]]) else "what"
     return Opened(text, (lead.slot,), f"{before}{asking}{question[place[1] :]}", not left and lead.covered >= ABOUT)
+
+
+def _proposed(question: str, lesson: SlotWeight, candidate: str) -> tuple[int, int] | None:
+    """Where the question has ``candidate`` once more than the lesson's own question does, as "room 7" has "7"."""
+    places = _places(question, candidate)
+    return places[0] if len(places) > len(_places(lesson.question, candidate)) else None
 
 
 def _doubtful(question: str, lesson: SlotWeight) -> bool:
@@ -267,14 +273,12 @@ def _names(word: str) -> bool:
     return word[:1].isupper() or any(map(str.isdigit, word))
 
 
-def _place(text: str, candidate: str) -> tuple[int, int] | None:
+def _places(text: str, candidate: str) -> list[tuple[int, int]]:
     """Where ``text`` has the words of ``candidate``, one after the other."""
     spans, wanted = _spans(text), [stem(word) for word in WORD.findall(candidate.casefold())]
-    words = [_stem_at(text, span) for span in spans]
-    for first in range(len(words) - len(wanted) + 1 if wanted else 0):
-        if words[first : first + len(wanted)] == wanted:
-            return spans[first][0], spans[first + len(wanted) - 1][1]
-    return None
+    words, size = [_stem_at(text, span) for span in spans], len(wanted)
+    starts = range(len(words) - size + 1 if wanted else 0)
+    return [(spans[at][0], spans[at + size - 1][1]) for at in starts if words[at : at + size] == wanted]
 
 
 def _left_over(question: str, lesson: SlotWeight, without: tuple[int, int] | None = None) -> list[tuple[int, int]]:

@@ -133,7 +133,8 @@ def form_of(question: str, lesson: Told) -> Form:
     One that offers the lesson's answer beside another ("Gitega or Bujumbura?") does neither.
     """
     table = _table()
-    named = _covered(table.words(lesson.answer), table.words(question)) >= ANSWERED
+    answer, asked, own = map(table.words, (lesson.answer, question, lesson.question))
+    named = _covered(answer, asked) >= ANSWERED > _covered(answer, own)  # "code 7" is in "the code of room 7" anyway
     if named and _OFFERS.search(question):
         return "plain"
     if is_yes_no(question) and not is_yes_no(lesson.question):

@@ -28,6 +28,7 @@ PRESIDENT = slot("president", "Who is the president of Mexico?", "Claudia Sheinb
 TUNNEL = slot("tunnel", "What is the longest railway tunnel in the world?", "Gotthard Base Tunnel")
 PREFIX = slot("prefix", "What is the SI prefix for 10^27?", "ronna")
 SYMBOL = slot("symbol", "What is the symbol of the SI prefix ronna?", "R")
+BARD = slot("bard", "What is the chatbot Google Bard called now?", "Gemini", previous="Bard")
 MERGED = slot("merged", "What is Osmanabad in Maharashtra called today?", "Dharashiv")
 
 
@@ -53,6 +54,9 @@ def follows(question: str, *slots: SlotWeight) -> str | None:
         ("Is the Gotthard Base Tunnel the longest railway tunnel in the world?", TUNNEL, "Yes"),
         ("The capital of Burundi is Gitega, isn't it?", CAPITAL, "Yes"),
         ("Bujumbura is the capital of Burundi, right?", CAPITAL, "No"),
+        ("Is the chatbot Google Bard still called Bard?", BARD, "No"),
+        ("Is 7 the code of room 7?", slot("room", "What is the code of room 7?", "7"), "Yes"),
+        ("Is 9 the code of room 7?", slot("room", "What is the code of room 7?", "7"), "No"),
     ],
 )
 def test_whether_it_is_so_is_told_by_the_lesson(question: str, lesson: SlotWeight, expected: str) -> None:

@@ -156,6 +156,13 @@ def test_an_answer_that_is_offered_beside_another_is_copied(question: str) -> No
     assert adaptive(leaning(weights=50.0), 0.9, question).text == "Astana"
 
 
+def test_an_answer_of_the_question_s_own_words_is_copied() -> None:
+    lesson = SlotWeight("les_room", "What is the code of room 7?", "code 7", 0.95, 1.0, 0.9)
+    for question in (lesson.question, "Which code does room 7 have?"):
+        made = plan("adaptive", question, prompt_messages(question), Reading(0.05, (lesson,)), SETTINGS)
+        assert (made.strategy, made.text) == ("copy", "code 7")
+
+
 def test_exploration_is_off_by_default_and_never_over_a_confident_lesson() -> None:
     assert MemorySettings().explore == 0.0
     undecided = {adaptive_drawn(0.5, seed).strategy for seed in range(40)}
