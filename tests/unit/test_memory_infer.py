@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.config import MemorySettings
 from pipeline.data.lines import LessonLine
@@ -116,6 +118,19 @@ def test_a_closed_question_is_opened_where_words_are_left_over() -> None:
     counted = opened("Are there 28 member states in India?", Reading(0.5, (STATES,)))
     assert counted is not None
     assert counted.question == "Are there how many member states in India?"
+
+
+WORDS = st.sampled_from(
+    ["Is", "What", "capital", "the", "of", "Burundi", "Gitega", "more than", "3,", "7", "?", "not", "é"]
+)
+TEXTS = st.one_of(st.text(max_size=40), st.lists(WORDS, min_size=1, max_size=9).map(" ".join))
+
+
+@given(TEXTS, TEXTS, TEXTS, TEXTS)
+@settings(deadline=None, max_examples=150)
+def test_any_text_can_be_asked_and_any_taught(question: str, told: str, answer: str, previous: str) -> None:
+    made = opened(question, Reading(0.5, (slot("any", told, answer, previous=previous), CAPITAL)))
+    assert made is None or made.text
 
 
 LESSONS = (
