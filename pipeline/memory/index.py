@@ -281,6 +281,7 @@ class PartitionedIndex:
         """``rows`` from ``old`` to ``new`` but for those that change meanwhile, in chunks: others get their turn."""
         for start in range(0, len(rows), CHUNK):
             with self._lock:
-                chunk = np.setdiff1d(rows[start : start + CHUNK], np.array(list(build.touched), dtype=np.int64))
+                part = rows[start : start + CHUNK].tolist()
+                chunk = np.array([row for row in part if row not in build.touched], dtype=np.int64)
                 vectors = old.vectors(chunk)
             new.add(chunk, vectors)
