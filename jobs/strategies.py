@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -39,14 +38,13 @@ def command(
     Example: `agm strategies --lessons examples/world_changes/lessons.jsonl --part report --out strategies.json`
     """
     with entry.console.status("loading the answerer"):
-        from pipeline.evaluate.load import machine
+        from pipeline.evaluate.load import circumstances
         from pipeline.evaluate.strategies_report import CHOSEN, Sitting, compare_strategies, given_probes, mixed_probes
         from pipeline.evaluate.study import Lines
         from pipeline.evaluate.systems import make_bench
         from pipeline.evaluate.tables import tables
         from pipeline.memory.policy_fit import fit_policy
         from pipeline.model.answerer import Answerer
-        from pipeline.revision import revision
 
         read = Lines.read([lessons], probes, part, cut)
         asked = [*mixed_probes(read.lessons, per_kind, seed), *given_probes(read.probes, part)]
@@ -54,7 +52,7 @@ def command(
             raise entry.UserError("nothing is asked: raise --per-kind, or name --probes that have lines of this part")
         settings, bundle, _ = starting_point(submitter_home(), recipe)
         bench = make_bench(settings, Answerer.load(bundle), bundle.router)
-    began = {"machine": machine(), "started": datetime.now(UTC).isoformat(timespec="seconds"), "code": revision()}
+    began = circumstances()
     with entry.bar() as progress:
         task = progress.add_task("asking", total=1)
         sitting = Sitting(
@@ -66,12 +64,12 @@ def command(
     if isinstance(found, dict):
         out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return
+    tested = dict(found.measures)
     chosen = {"files": dict(read.sources), "part": part, "slice": read.cut, "per_kind": per_kind, "seed": seed}
     found.measures.update(chosen, **began)
     found.write(out)
     for table in tables(found, title=f"{len(read.lessons)} lessons, mixed probes"):
         entry.console.print(table)
-    tested = {name: value for name, value in found.measures.items() if name not in (*chosen, *began)}
     entry.console.print(tested)
 
 

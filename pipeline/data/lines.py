@@ -27,10 +27,18 @@ def _not_blank(text: str) -> str:
 Told = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_not_blank)]
 
 
-class LessonLine(BaseModel):
-    """One correction: ``question`` and ``answer`` are required, unknown fields are kept."""
+class OpenLine(BaseModel):
+    """A line whose unknown fields are kept."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    def extra(self, name: str, default: Any = None) -> Any:
+        """A field of the file's own."""
+        return (self.model_extra or {}).get(name, default)
+
+
+class LessonLine(OpenLine):
+    """One correction: ``question`` and ``answer`` are required, unknown fields are kept."""
 
     question: Told
     answer: Told
@@ -45,25 +53,17 @@ class LessonLine(BaseModel):
     scope: str | None = None
     expires: Annotated[str, AfterValidator(moment)] | None = None  # a date or a time; not read from then on
 
-    def extra(self, name: str, default: Any = None) -> Any:
-        """A field of the file's own."""
-        return (self.model_extra or {}).get(name, default)
 
-
-class ProbeLine(BaseModel):
+class ProbeLine(OpenLine):
     """One question, with the accepted answers where they are known."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     question: str = Field(min_length=1, max_length=MAX_TEXT)
     id: str | None = None
     answers: tuple[str, ...] = ()
 
 
-class RetentionProbe(BaseModel):
+class RetentionProbe(OpenLine):
     """An unchanging fact with distractors of the same type."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
 
     question: str = Field(min_length=1, max_length=MAX_TEXT)
     answer: str = Field(min_length=1)

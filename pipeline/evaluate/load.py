@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from pipeline.revision import revision
 
 ALONE = 0.15  # cores that others may use while a time still counts as measured alone
 
@@ -45,6 +48,11 @@ def _cpu_seconds() -> dict[int, float]:
     ours = {own.pid, *(child.pid for child in own.children(recursive=True))}
     times = {p.pid: p.info["cpu_times"] for p in psutil.process_iter(["cpu_times"]) if p.pid not in ours}
     return {pid: found.user + found.system for pid, found in times.items() if found is not None}
+
+
+def circumstances() -> dict[str, Any]:
+    """What every result says of how it was made: machine, moment, code. To be asked before the work begins."""
+    return {"machine": machine(), "started": datetime.now(UTC).isoformat(timespec="seconds"), "code": revision()}
 
 
 def machine() -> dict[str, Any]:

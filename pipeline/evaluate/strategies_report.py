@@ -53,11 +53,10 @@ class MixedProbe:
 
 def given_probes(lines: Sequence[ProbeLine], part: str | None = None) -> list[MixedProbe]:
     """Somebody's own, of one ``part`` if the lines have one; the field ``kind`` names what is counted together."""
-    told = [(line, line.model_extra or {}) for line in lines]
     return [
-        MixedProbe(str(extra.get("kind", "given")), line.question, line.answers)
-        for line, extra in told
-        if part is None or extra.get("part", part) == part
+        MixedProbe(str(line.extra("kind", "given")), line.question, line.answers)
+        for line in lines
+        if part is None or line.extra("part", part) == part
     ]
 
 

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from typing import Any
 from pipeline.data.lines import LessonLine, ProbeLine, read_lines
 from pipeline.evaluate.answers import CachedGenerator
 from pipeline.evaluate.harder import Workshop
-from pipeline.evaluate.load import machine
+from pipeline.evaluate.load import circumstances
 from pipeline.evaluate.result import Result
 from pipeline.evaluate.stream import Course, Played, Timing, Told, noise_floor, order, play
 from pipeline.evaluate.summary import summarise
 from pipeline.evaluate.systems import LIMITED, SYSTEMS, Bench
 from pipeline.files import write_whole
 from pipeline.model.assets import file_digest
-from pipeline.revision import revision
 
 Progress = Callable[[str, int, int], None]  # what is being done, total, done
 
@@ -115,7 +113,7 @@ def run(
     progress: Progress | None = None,
 ) -> Result:
     """Play what is not in ``kept`` yet, and sum up. Reused is what the same model, code and request have left there."""
-    began = {"machine": machine(), "started": datetime.now(UTC).isoformat(timespec="seconds"), "code": revision()}
+    began = circumstances()
     folder = kept / _digest({**study.asked_for(), "model": bench.identity, "code": began["code"]}) if kept else None
     courses = study.courses()
     steps = list(_steps(study, courses))

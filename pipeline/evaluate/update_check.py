@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from pipeline.data.lines import LessonLine, ProbeLine, RetentionProbe, read_line
 from pipeline.evaluate.answers import AnswerCache, Store, cache_file, model_name
 from pipeline.evaluate.exam import Exam, judge
 from pipeline.evaluate.gate import Evidence, Pairs, Verdict, decide
-from pipeline.evaluate.load import machine, watched
+from pipeline.evaluate.load import circumstances, watched
 from pipeline.evaluate.metrics import Interval, share
 from pipeline.evaluate.progress import batches
 from pipeline.evaluate.protocol import MAX_NEW_TOKENS, prompt_messages
@@ -36,7 +35,6 @@ from pipeline.evaluate.shared import SharedAnswerer
 from pipeline.home import Home
 from pipeline.memory.belief import fold, taught_event
 from pipeline.memory.types import question_key
-from pipeline.revision import revision
 
 SHOWN = {"reliability": "learned", "generality": "paraphrase", "locality": "neighbour", "retention": "unrelated"}
 ASKED_AT_ONCE = 128
@@ -68,7 +66,7 @@ def check_update(
 
     if not lessons:
         raise CheckError("there is no lesson in the file: one JSON object a line, with question and answer")
-    began = {"machine": machine(), "started": datetime.now(UTC).isoformat(timespec="seconds"), "code": revision()}
+    began = circumstances()
     champion = Bundle.initial(recipe)
     started = time.monotonic()
     with watched() as others:

@@ -74,7 +74,7 @@ class WordTable:
         self._surprise_of = lru_cache(maxsize=50_000)(self._surprise)
 
     def _words(self, text: str) -> dict[str, float]:
-        return {word: self._surprise_of(word) for word in dict.fromkeys(map(stem, WORD.findall(text.casefold())))}
+        return {word: self._surprise_of(word) for word in dict.fromkeys(stems(text))}
 
     def _surprise(self, word: str) -> float:
         pieces = self._pieces(word)
@@ -164,6 +164,11 @@ def _worst(words: dict[str, float], found: dict[str, float]) -> float:
 def _rarest(words: dict[str, float], found: dict[str, float]) -> float:
     """How far the other side has the most surprising word: the subject, mostly."""
     return found[max(words, key=lambda w: words[w])] if words else 0.0
+
+
+def stems(text: str) -> list[str]:
+    """The words of ``text`` in their order, in lower case and without possessive endings."""
+    return [stem(word) for word in WORD.findall(text.casefold())]
 
 
 def stem(word: str) -> str:

@@ -10,11 +10,11 @@ strategies.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from pipeline.memory.features import WORD, nearest, stem
+from pipeline.memory.features import WORD, nearest, stem, stems
 from pipeline.memory.state import ANSWERED, NAMED, TAG, Evidence, Looked, form_of, is_yes_no, look
 from pipeline.memory.tense import asks_earlier
 from pipeline.memory.types import Inference, Reading, SlotWeight, Viewer
@@ -185,30 +185,29 @@ def _subject(question: str, lessons: Sequence[SlotWeight]) -> Opened | None:
     """The name in a lesson's question that this question does not have, if it has most of the rest of it."""
     if _OTHER_ASKING.search(question):
         return None
-    found = [(share, lesson, name) for lesson in lessons for share, name in _missing_name(question, lesson)]
+    found = [(*named, lesson) for lesson in lessons if (named := _missing_name(question, lesson))]
     if not found:
         return None
-    _, lesson, name = max(found, key=lambda one: one[0])
+    _, name, lesson = max(found, key=lambda one: one[0])
     return Opened(name, (lesson,), sure=True)
 
 
-def _missing_name(question: str, lesson: SlotWeight) -> Iterator[tuple[float, str]]:
-    """(the share of the lesson's other words that the question has, the name that it lacks), or nothing."""
+def _missing_name(question: str, lesson: SlotWeight) -> tuple[float, str] | None:
+    """(the share of the lesson's other words that the question has, the name that it lacks)."""
     kinds = {stem(kind.casefold()) for kind in _KIND.findall(question)}
     if _doubtful(question, lesson) or any(_stem_at(question, s) not in kinds for s in _left_over(question, lesson)):
-        return
+        return None
     told = [span for span in _spans(lesson.question) if not _is_small(_at(lesson.question, span))]
-    stems = [_stem_at(lesson.question, span) for span in told]
-    found = nearest(stems, [_stem_at(question, span) for span in _spans(question)])
-    missing = [span for span, word in zip(told, stems, strict=True) if found[word] < ALIKE]
+    words = [_stem_at(lesson.question, span) for span in told]
+    found = nearest(words, stems(question))
+    missing = [span for span, word in zip(told, words, strict=True) if found[word] < ALIKE]
     runs = _runs(lesson.question, [span for span in missing if _names(_at(lesson.question, span))] or missing)
     if len(runs) != 1:
-        return
+        return None
     start, end = runs[0] if _GAP.search(question) else _widened(lesson.question, runs[0])
     others = [span for span in told if not start <= span[0] < end]
     share = sum(span not in missing for span in others) / (len(others) or 1)
-    if share >= SHARED:
-        yield share, lesson.question[start:end]
+    return (share, lesson.question[start:end]) if share >= SHARED else None
 
 
 def _runs(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -275,7 +274,7 @@ def _names(word: str) -> bool:
 
 def _places(text: str, candidate: str) -> list[tuple[int, int]]:
     """Where ``text`` has the words of ``candidate``, one after the other."""
-    spans, wanted = _spans(text), [stem(word) for word in WORD.findall(candidate.casefold())]
+    spans, wanted = _spans(text), stems(candidate)
     words, size = [_stem_at(text, span) for span in spans], len(wanted)
     starts = range(len(words) - size + 1 if wanted else 0)
     return [(spans[at][0], spans[at + size - 1][1]) for at in starts if words[at : at + size] == wanted]
@@ -283,7 +282,7 @@ def _places(text: str, candidate: str) -> list[tuple[int, int]]:
 
 def _left_over(question: str, lesson: SlotWeight, without: tuple[int, int] | None = None) -> list[tuple[int, int]]:
     """The words of ``question`` that neither the lesson nor ``without`` has, small ones apart."""
-    known = [stem(word) for word in WORD.findall(f"{lesson.question} {lesson.answer}".casefold())]
+    known = stems(f"{lesson.question} {lesson.answer}")
     spans = [span for span in _spans(question) if not (without and without[0] <= span[0] < without[1])]
     spans = [span for span in spans if not _is_small(_at(question, span))]
     found = nearest([_stem_at(question, span) for span in spans], known)

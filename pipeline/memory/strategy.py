@@ -10,12 +10,12 @@ import importlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from pipeline.config import MemorySettings
 from pipeline.evaluate.protocol import Message, normalise
-from pipeline.memory.context import with_lessons
+from pipeline.memory.context import Form, with_lessons
 from pipeline.memory.mixture import Mixture, mixture_of
 from pipeline.memory.policy import Choice, Policy, shipped_policy
 from pipeline.memory.state import SHOWN, form_of, relevant, state_of
@@ -23,7 +23,7 @@ from pipeline.memory.tense import asks_earlier
 from pipeline.memory.types import Reading, SlotWeight, question_key
 
 CITED = 0.01  # a slot with less weight is not worth a citation
-INFERRED = 0.95  # the share of an inference among offered options; it is right a little more often (README)
+INFERRED = 0.95  # the share of an inference among offered options: taken for right, and not for certain
 EVEN = 0.5  # below this gate it is likelier that no lesson applies
 
 
@@ -52,16 +52,15 @@ class Situation:
         """Whether the question asks how it was before what the likeliest lesson says."""
         return bool(self.reading.slots) and asks_earlier(self.question, self.reading.slots[0].question)
 
-    @property
-    def answer_given(self) -> bool:
-        """Whether the question has the likeliest lesson's answer and asks for something else."""
-        return bool(self.reading.slots) and form_of(self.question, self.reading.slots[0]) == "reversed"
+    @cached_property
+    def form(self) -> Form | None:
+        """How the question turns the likeliest lesson round; ``None`` without a lesson."""
+        return form_of(self.question, self.reading.slots[0]) if self.reading.slots else None
 
     @property
     def settled(self) -> bool:
         """Whether a lesson applies confidently and the question does not turn it round: there is nothing to choose."""
-        lesson = self.reading.slots[0] if self.confident else None
-        return lesson is not None and (self.verbatim or form_of(self.question, lesson) == "plain")
+        return self.confident and (self.verbatim or self.form == "plain")
 
     @property
     def inferable(self) -> bool:
@@ -182,7 +181,7 @@ def possible(asked: Situation) -> dict[str, Plan]:
     """
     if asked.earlier:
         return {"weights": WEIGHTS.plan(asked)}
-    copies = (asked.confident or asked.reading.gate >= EVEN) and not asked.answer_given
+    copies = (asked.confident or asked.reading.gate >= EVEN) and asked.form != "reversed"
     arms = ARMS if copies else (WEIGHTS, CONTEXT)
     return {plan.strategy: plan for plan in (strategy.plan(asked) for strategy in arms)}
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.memory.approximate import ApproximatePartition
-from pipeline.memory.index import Audience, ExactPartition, Partition, PartitionedIndex, Vectors, ranked, rounded
+from pipeline.memory.approximate import ApproximatePartition, rounded
+from pipeline.memory.index import Audience, ExactPartition, Partition, PartitionedIndex, Vectors, ranked
 
 ALL: Audience = ("acme", "", "")
 BEN: Audience = ("acme", "user", "ben")

@@ -146,9 +146,8 @@ def test_a_question_that_turns_a_confident_lesson_round_is_the_policy_s_to_decid
 
 
 def test_an_answer_that_the_question_has_is_not_copied() -> None:
-    assert (
-        adaptive(leaning(copy=50.0), 0.9, "Who is the mayor of Astana, the capital of Kazakhstan?").strategy != "copy"
-    )
+    mayor = "Who is the mayor of Astana, the capital of Kazakhstan?"
+    assert adaptive(leaning(copy=50.0), 0.9, mayor).strategy != "copy"
 
 
 @pytest.mark.parametrize("question", ["Is Kazakhstan's capital Astana or Almaty?", "Which is it, Astana or Almaty?"])
