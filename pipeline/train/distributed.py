@@ -72,9 +72,12 @@ def spread(learner: Learner, parallel: str, settings: TrainSettings) -> nn.Modul
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if settings.compile is not None:
             block.compile(backend=settings.compile)
+    # Shards are freed after a layer's first backward pass; what is computed again would find its own keys in a cache.
+    sharded = world > 1 and parallel == "fsdp"
+    learner.reenters = not (sharded or settings.activation_checkpointing or settings.compile)
     if world == 1:
         return learner
-    if parallel == "ddp":
+    if not sharded:
         return DistributedDataParallel(learner, device_ids=[device.index] if device.type == "cuda" else None)
     mesh = init_device_mesh(device.type, (world,))
     lean = MixedPrecisionPolicy(param_dtype=torch.bfloat16) if bfloat16(settings) else MixedPrecisionPolicy()

@@ -27,7 +27,12 @@ class Task(Protocol):
 
 
 class Learner(nn.Module):
-    """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what training writes."""
+    """forward(tasks, replay_weight) -> loss summed over target tokens; its parameters are what training writes.
+
+    ``reenters``: whether a layer may run more than once in a forward pass.
+    """
+
+    reenters = True
 
     @property
     def blocks(self) -> Sequence[nn.Module]:

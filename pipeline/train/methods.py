@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.train.lora import export, merged, with_adapter
 from pipeline.train.recall import RecallMethod
 from pipeline.train.sequences import (
     Continuation,
+    LowerStates,
     PrefixCache,
     Targets,
     lesson_sequence,
@@ -212,21 +214,25 @@ def borrow(data: TrainingSet, settings: TrainSettings) -> list[tuple[int, str, f
 class DenseLearner(LessonLearner):
     """Parameters: the trained part of ``model``, which is the backbone's; the champion is a second, frozen one."""
 
-    def __init__(self, backbone: Backbone, champion: Answerer, model: Any) -> None:
+    def __init__(self, backbone: Backbone, champion: Answerer, model: Any, below: LowerStates | None = None) -> None:
         super().__init__()
         self.model = model
-        self._backbone, self._champion = (backbone,), (champion,)
+        self._backbone, self._champion, self._below = (backbone,), (champion,), below
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return list(self._backbone[0].layers)
 
     def logits(self, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
-        return logits_of_whole(self.model, self._backbone[0], [task.sequence for task in tasks])
+        return self._run(self._backbone[0], tasks)
 
     def champion_logits(self, tasks: Sequence[LessonTask]) -> Tensor:
-        frozen = self._champion[0].backbone
-        return logits_of_whole(frozen.model, frozen, [task.sequence for task in tasks])[0]
+        return self._run(self._champion[0].backbone, tasks)[0]
+
+    def _run(self, backbone: Backbone, tasks: Sequence[LessonTask]) -> tuple[Tensor, Targets]:
+        sequences = [task.sequence for task in tasks]
+        below = self._below if self.reenters else None
+        return logits_of_whole(backbone, sequences, below=below, share_opening=self.reenters)
 
 
 class DenseMethod(LessonMethod):
@@ -242,13 +248,15 @@ class DenseMethod(LessonMethod):
         backbone.model.float()  # small steps vanish in bfloat16 weights; autocast is the place for it
         self.backbone = backbone
         sequences = [lesson_sequence(backbone, item.question, item.answer, item.shown) for item in data.items]
-        self.tasks = [LessonTask(s, False, i) for i, s in enumerate(sequences)]
         replayed = min(len(data.replay), round(settings.replay_ratio * len(data.items)))
         wanted = max(replayed, settings.fisher_prompts if settings.penalty == "ewc" else 0)
         held = replay_sequences(answerer, data.replay[:wanted], share)
-        self.reference_tasks = [LessonTask(s, True, i) for i, s in enumerate(held)]
+        model, below = self._trainable(backbone), self._below([*sequences, *held])
+        home = below.states.group if below else lambda _sequence: None
+        self.tasks = [LessonTask(s, False, i, home(s)) for i, s in enumerate(sequences)]
+        self.reference_tasks = [LessonTask(s, True, i, home(s)) for i, s in enumerate(held)]
         self.replay_tasks = self.reference_tasks[:replayed]
-        self.learner: Learner = DenseLearner(backbone, answerer, self._trainable(backbone))
+        self.learner: Learner = DenseLearner(backbone, answerer, model, below)
 
     def _trainable(self, backbone: Backbone) -> Any:
         """The model with what is trained set free."""
@@ -256,6 +264,11 @@ class DenseMethod(LessonMethod):
         trained = backbone.layers[-int(layers) :] if layers else backbone.model
         trained.requires_grad_(True)
         return backbone.model
+
+    def _below(self, sequences: Sequence[Continuation]) -> LowerStates | None:
+        """What the layers below the first trained one make of ``sequences``."""
+        first = len(self.backbone.layers) - int(self.settings.method.partition(":")[2] or sys.maxsize)
+        return LowerStates(self.backbone, first, sequences) if first > 0 else None
 
     def changed(self) -> dict[str, Tensor]:
         """Every weight that training has changed, by name."""

@@ -6,10 +6,10 @@ computed once and reused in every epoch: a step then runs only the last prompt t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from transformers import DynamicCache
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.memory.context import Told, with_lessons
 from pipeline.model.backbone import Backbone, Prompt
+from pipeline.model.greedy import Opening
 from pipeline.model.memory_layer import MemoryPass, attached
+from pipeline.train.kept import BUDGET_BYTES, Kept
 
 
 @dataclass(frozen=True)
@@ -58,42 +60,19 @@ class PrefixCache:
     """Key-value caches of ``prompts`` without their last token, kept as far as the budget goes.
 
     What all prompts begin with (the chat template's first lines) is computed and kept once.
-
-    A cache depends in its last bits on what else was in the batch that computed it. So prompts that are kept are
-    computed in groups of their own, whenever the first of a group is asked for: a resumed run, which asks in another
-    order, gets the same bits.
     """
 
-    group_size = 16
-
-    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], budget_bytes: int = 2 << 30) -> None:
+    def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], budget_bytes: int = BUDGET_BYTES) -> None:
         self.backbone = backbone
-        self._kept: dict[Prompt, list[Layer]] = {}
         ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: len(prompt.ids))  # little padding
         self._shared = _common_length(ordered)
         self._beginning = self._run([p.ids[: self._shared] for p in ordered[:1]], []) if self._shared else []
-        groups = [tuple(ordered[i : i + self.group_size]) for i in range(0, len(ordered), self.group_size)]
-        self._group = {prompt: number for number, group in enumerate(groups) for prompt in group}
-        self._groups, left = groups, budget_bytes / self._bytes_per_token() if ordered else 0.0
-        self._lasting = 0  # groups that are kept
-        for group in groups:
-            left -= sum(self._own(prompt) for prompt in group)
-            if left < 0:
-                break
-            self._lasting += 1
+        token = self._bytes_per_token() if ordered else 0
+        self.layers = Kept(ordered, self._compute, lambda prompt: token * self._own(prompt), budget_bytes)
 
     def group(self, prompt: Prompt) -> int:
         """The number of the group that the prompt is computed in."""
-        return self._group[prompt]
-
-    def layers(self, prompts: Sequence[Prompt]) -> list[list[Layer]]:
-        """The prompts' own parts; those that are not kept are computed in one batch."""
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._kept]
-        for number in dict.fromkeys(self._group[p] for p in missing if self._group[p] < self._lasting):
-            self._kept |= zip(self._groups[number], self._compute(self._groups[number]), strict=True)
-        others = [prompt for prompt in missing if prompt not in self._kept]
-        fresh = dict(zip(others, self._compute(others), strict=True)) if others else {}
-        return [self._kept.get(prompt) or fresh[prompt] for prompt in prompts]
+        return self.layers.group(prompt)
 
     def batch(self, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor]:
         """Caches of several prompts and their mask (batch, tokens): the shared beginning, padding, the prompt's own."""
@@ -177,15 +156,94 @@ def logits_after_prefix(
     return logits, targets
 
 
-def logits_of_whole(model: Any, backbone: Backbone, sequences: Sequence[Continuation]) -> tuple[Tensor, Targets]:
-    """The same logits from whole sequences, for methods that change the prompt's own states."""
-    targets = Targets.of(sequences, backbone)
-    batch = backbone.batch([s.prompt for s in sequences])
+def logits_of_whole(
+    backbone: Backbone,
+    sequences: Sequence[Continuation],
+    *,
+    below: LowerStates | None = None,
+    share_opening: bool = True,
+) -> tuple[Tensor, Targets]:
+    """The same logits from whole sequences, for methods that change the prompt's own states.
+
+    Only the layers above ``below`` run, if it is given. Else what all prompts begin with is run once, and its gradient
+    is the sum over the rows: no token sees a later one. Without either every row runs through every layer once.
+    """
+    targets, prompts = Targets.of(sequences, backbone), [s.prompt for s in sequences]
+    opening = Opening.of(backbone, prompts) if share_opening and below is None else Opening()
+    batch = backbone.batch(opening.rest(prompts))
     ids = torch.cat([batch.ids, targets.ids[:, :-1]], dim=1)
-    mask = torch.cat([batch.mask, torch.ones_like(targets.ids[:, :-1])], dim=1)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    width = targets.ids.shape[1]
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=width
-    ).logits
+    own = torch.cat([batch.mask, torch.ones_like(targets.ids[:, :-1])], dim=1)
+    with below.entered(backbone, sequences) if below else nullcontext():
+        logits = backbone.model(
+            input_ids=ids,
+            attention_mask=torch.cat([own.new_ones(len(own), opening.tokens), own], dim=1),
+            position_ids=opening.tokens + (own.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=opening.cache,
+            use_cache=opening.cache is not None,
+            logits_to_keep=targets.ids.shape[1],
+        ).logits
     return logits, targets
+
+
+class LowerStates:
+    """What enters decoder layer ``first`` along whole sequences, where no layer below it is trained: computed once."""
+
+    def __init__(
+        self, backbone: Backbone, first: int, sequences: Sequence[Continuation], budget_bytes: int = BUDGET_BYTES
+    ) -> None:
+        self.backbone, self.first = backbone, first
+        self._in_tuples = False  # whether this architecture's layers return their states so
+        parameter = next(backbone.model.parameters())
+        token = int(backbone.model.config.get_text_config().hidden_size) * parameter.element_size()
+        ordered = sorted(sequences, key=lambda sequence: len(_taken(sequence)))
+        self.states = Kept(ordered, self._compute, lambda sequence: token * len(_taken(sequence)), budget_bytes)
+
+    @contextmanager
+    def entered(self, backbone: Backbone, sequences: Sequence[Continuation]) -> Iterator[None]:
+        """The layers below ``first`` hand on what they are given, and it enters with the sequences' states.
+
+        ``backbone``: this one or another with the same lower layers.
+        """
+        before = max(len(s.prompt.ids) for s in sequences)
+        after = max(len(s.target) for s in sequences) - 1
+        rows = [
+            nn.functional.pad(states, (0, 0, before - len(s.prompt.ids), after - len(s.target) + 1))
+            for s, states in zip(sequences, self.states(sequences), strict=True)
+        ]
+        hidden = torch.stack(rows).to(next(backbone.model.parameters()).dtype)
+        lower = backbone.layers[: self.first]
+        handle = backbone.layers[self.first].register_forward_pre_hook(
+            lambda _module, inputs, named: ((hidden, *inputs[1:]), named), with_kwargs=True
+        )
+        for layer in lower:
+            layer.forward = self._handed_on
+        try:
+            yield
+        finally:
+            handle.remove()
+            for layer in lower:
+                del layer.forward
+
+    def _handed_on(self, hidden: Tensor, *_: object, **__: object) -> Tensor | tuple[Tensor]:
+        return (hidden,) if self._in_tuples else hidden
+
+    @torch.no_grad()
+    def _compute(self, sequences: Sequence[Continuation]) -> list[Tensor]:
+        """(tokens, d) each."""
+
+        def look(_module: nn.Module, _inputs: object, output: object) -> None:
+            self._in_tuples = isinstance(output, tuple)
+
+        rows = [_taken(sequence) for sequence in sequences]
+        batch = self.backbone.batch([Prompt(ids, (False,) * len(ids)) for ids in rows])
+        handle = self.backbone.layers[0].register_forward_hook(look)
+        try:
+            hidden = self.backbone.states(batch, self.first - 1)
+        finally:
+            handle.remove()
+        return [states[-len(ids) :].clone() for states, ids in zip(hidden, rows, strict=True)]
+
+
+def _taken(sequence: Continuation) -> tuple[int, ...]:
+    """The tokens that the model is given."""
+    return (*sequence.prompt.ids, *sequence.target[:-1])

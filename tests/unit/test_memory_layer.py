@@ -179,7 +179,7 @@ def test_the_cached_prefix_gives_the_whole_sequence_s_logits(answerer: Answerer,
         short, targets = logits_after_prefix(backbone, prefixes, sequences, fixed)
         whole = whole_logits(answerer, memory, sequences, targets)
         plain, _ = logits_after_prefix(backbone, prefixes, sequences, None)
-        unread, _ = logits_of_whole(backbone.model, backbone, sequences)
+        unread, _ = logits_of_whole(backbone, sequences)
     assert targets.ids[0, :3].tolist() == [*backbone.answer_ids("ab"), backbone.end_token]
     torch.testing.assert_close(short[targets.valid], whole[targets.valid], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(plain[targets.valid], unread[targets.valid], rtol=1e-4, atol=1e-4)

@@ -136,8 +136,10 @@ def test_parts_of_a_batch_add_up_to_it(recipe: Recipe) -> None:
         torch.testing.assert_close(weights(in_parts)[name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_recomputed_activations_change_nothing(recipe: Recipe) -> None:
-    run = changed(recipe, method="full", optimizer="sgd", epochs=1)
+@pytest.mark.parametrize("method", ["full", "upper:2"])
+def test_recomputed_activations_change_nothing(recipe: Recipe, method: str) -> None:
+    """Nor does it that what prompts share is run once, and what lies below trained layers once for all epochs."""
+    run = changed(recipe, method=method, optimizer="sgd", epochs=2)
     plain, lean = a_loop(run), a_loop(run.with_changes({"train.activation_checkpointing": True}))
     list(plain.run())
     list(lean.run())

@@ -15,6 +15,7 @@ from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.answerer import Answerer
 from pipeline.model.bundle import BundleError
 from pipeline.train.dataset import TrainingSet
+from pipeline.train.kept import Kept
 from pipeline.train.learner import Method
 from pipeline.train.loop import Loop, epoch_batches, run_epoch
 from pipeline.train.methods import DenseMethod, LessonTask, MemoryMethod, build_method
@@ -145,6 +146,38 @@ def test_dense_updates_learn_and_load_as_they_were(recipe: Recipe, base: Answere
     upper = {name for name in names if ".layers.2." in name or ".layers.3." in name}
     assert names == upper if method == "upper:2" else "model.embed_tokens.weight" in names
     assert texts(base, QUESTIONS) != ANSWERS  # the champion's own weights are not the ones that were trained
+
+
+def test_layers_below_the_trained_ones_run_once_for_every_sequence(recipe: Recipe, base: Answerer) -> None:
+    data = tiny_training_set()
+    method = build_method(base, data, changed(recipe, method="upper:2", replay_ratio=0.5), alone)
+    assert isinstance(method, DenseMethod)
+    ran: list[int] = []
+    for layer in method.backbone.layers:
+        layer.mlp.register_forward_hook(lambda _module, inputs, _output: ran.append(len(inputs[0])))
+    tasks = [*method.tasks, *method.replay_tasks]
+    assert any(task.replayed for task in tasks)
+    first = method.learner(tasks, 1.0)
+    assert sum(ran) == (2 + 2) * len(tasks)  # two layers to know what enters the third, two that are trained
+    ran.clear()
+    torch.testing.assert_close(method.learner(list(reversed(tasks)), 1.0), first)
+    assert sum(ran) == 2 * len(tasks)
+    method.learner.reenters = False
+    torch.testing.assert_close(method.learner(tasks, 1.0), first)
+
+
+def test_what_does_not_fit_into_memory_is_computed_again() -> None:
+    computed: list[int] = []
+
+    def compute(things: Sequence[int]) -> list[int]:
+        computed.extend(things)
+        return [10 * thing for thing in things]
+
+    kept = Kept(range(40), compute, size=lambda _thing: 1, budget_bytes=20)
+    assert kept([3, 39, 3]) == [30, 390, 30]
+    assert computed == [*range(16), 39]  # a group of what is kept, and the last one by itself
+    assert kept([15, 39]) == [150, 390]
+    assert computed == [*range(16), 39, 39]
 
 
 def test_changed_tensors_that_do_not_fit_are_refused(recipe: Recipe, base: Answerer) -> None:

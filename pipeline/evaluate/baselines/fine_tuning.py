@@ -64,7 +64,7 @@ class _Trained:
     def _step(self, optimizer: torch.optim.Optimizer, sequences: Sequence[Continuation]) -> float:
         """One gradient step; the mean loss per token before it."""
         with torch.enable_grad():
-            logits, targets = logits_of_whole(self._backbone.model, self._backbone, sequences)
+            logits, targets = logits_of_whole(self._backbone, sequences)
             log_p = logits.float().log_softmax(-1)
             loss = -(log_p.gather(-1, targets.ids[..., None])[..., 0] * targets.valid).sum() / targets.valid.sum()
             loss.backward()
