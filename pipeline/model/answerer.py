@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pipeline.evaluate.protocol import Message, prompt_messages
 from pipeline.memory.mixture import CopyMixture, Mixture
-from pipeline.model.backbone import Backbone, Batch, Prompt
+from pipeline.model.backbone import Backbone, Batch, Opening, Prompt
 from pipeline.model.bundle import Bundle, BundleError
-from pipeline.model.greedy import Opening, Rows, greedy
+from pipeline.model.greedy import Rows, greedy
 from pipeline.model.memory_layer import MemoryPass, attached, spoken
 from pipeline.model.native_layer import Session, remembering
 
@@ -98,9 +98,10 @@ class Answerer:
         rendered = [self.backbone.prompt(messages) for messages in prompts]
         names: dict[int, str] = {}
         for chosen in self._batches(sorted(range(len(rendered)), key=lambda i: len(rendered[i].ids))):
-            batch = self.backbone.batch([rendered[i] for i in chosen])
-            with self.backbone.lock, self._remembering(batch):
-                hidden = self.backbone.states(batch, self.memory.key_layer)
+            with self.backbone.lock:
+                opening, batch = self._opened([rendered[i] for i in chosen])
+                with self._remembering(batch):
+                    hidden = self.backbone.states(batch, self.memory.key_layer, opening)
             names |= zip(chosen, self.memory.names(self.memory.address(hidden, batch.span)), strict=True)
         return [names[i] for i in range(len(rendered))]
 
@@ -112,13 +113,17 @@ class Answerer:
         """The rows of a batch after their prompts, and the logits there (batch, vocabulary)."""
         backbone = self.backbone
         with backbone.lock:
-            # A native memory layer reads a prompt as a whole: what came right before a token is part of its address.
-            opening = Opening() if self.bundle.written else Opening.of(backbone, prompts)
-            batch = backbone.batch(opening.rest(prompts))
+            opening, batch = self._opened(prompts)
             memory = self.memory_pass(batch)
             with attached(backbone.layers, memory), self._remembering(batch) as session:
                 rows = Rows(backbone, memory, session, mixture)
                 yield rows, rows.begin(batch, opening)
+
+    def _opened(self, prompts: Sequence[Prompt]) -> tuple[Opening, Batch]:
+        """What the prompts share, which has run, and what follows it in each."""
+        # A native memory layer reads a prompt as a whole: what came right before a token is part of its address.
+        opening = Opening() if self.bundle.written else Opening.of(self.backbone, prompts)
+        return opening, self.backbone.batch(opening.rest(prompts))
 
     def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
         backbone = self.backbone

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,43 @@ class Batch:
     @property
     def positions(self) -> Tensor:
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def followed_by(self, ids: Tensor) -> Batch:
+        """With ``ids`` (batch, width) after the prompts, none of them a question's."""
+        there = torch.ones_like(ids)
+        parts = ((self.ids, ids), (self.mask, there), (self.span, there == 0))
+        return Batch(*(torch.cat(part, dim=1) for part in parts))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a batch begins, run once for all of its rows. ``cache`` is ``None`` where nothing is shared."""
+
+    tokens: int = 0
+    cache: Any = None
+
+    @classmethod
+    def of(cls, backbone: Backbone, prompts: Sequence[Prompt]) -> Opening:
+        """What ``prompts`` share before their questions begin: memory layers look at the questions' tokens alone."""
+        tokens = takewhile(lambda column: len(set(column)) == 1, zip(*(prompt.ids for prompt in prompts), strict=False))
+        shared = min(sum(1 for _ in tokens), *(prompt.opening for prompt in prompts))
+        if len(prompts) == 1 or shared == 0:
+            return cls()
+        ids = torch.tensor([prompts[0].ids[:shared]], device=backbone.device)
+        cache = backbone.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+        cache.batch_repeat_interleave(len(prompts))
+        return cls(shared, cache)
+
+    def rest(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        return [Prompt(prompt.ids[self.tokens :], prompt.span[self.tokens :]) for prompt in prompts]
+
+    def mask(self, batch: Batch) -> Tensor:
+        """Of a batch that follows, with what it follows: (batch, tokens)."""
+        return torch.cat([batch.mask.new_ones(len(batch.ids), self.tokens), batch.mask], dim=1)
+
+    def positions(self, batch: Batch) -> Tensor:
+        """Of its own tokens."""
+        return self.tokens + batch.positions
 
 
 class _ReachedError(Exception):
@@ -95,15 +133,25 @@ class Backbone:
         span = tuple(b < end and e > begin for b, e in encoded["offset_mapping"])
         return Prompt(tuple(encoded["input_ids"]), span)
 
-    def states(self, batch: Batch, layer: int) -> Tensor:
-        """States (batch, tokens, d) after decoder layer ``layer``; the layers above it do not run."""
+    def states(self, batch: Batch, layer: int, opening: Opening | None = None) -> Tensor:
+        """States (batch, tokens, d) after decoder layer ``layer``; the layers above it do not run.
+
+        ``opening``: what the batch follows, for one pass.
+        """
+        opening = opening or Opening()
 
         def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             raise _ReachedError(output if isinstance(output, Tensor) else output[0])
 
         handle = self.layers[layer].register_forward_hook(stop)
         try:
-            self.model(input_ids=batch.ids, attention_mask=batch.mask, position_ids=batch.positions, use_cache=False)
+            self.model(
+                input_ids=batch.ids,
+                attention_mask=opening.mask(batch),
+                position_ids=opening.positions(batch),
+                past_key_values=opening.cache,
+                use_cache=opening.cache is not None,
+            )
         except _ReachedError as reached:
             return reached.hidden
         finally:

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.memory.mixture import CopyMixture
-from pipeline.model.backbone import Backbone, Batch, Prompt
+from pipeline.model.backbone import Backbone, Batch, Opening
 from pipeline.model.memory_layer import MemoryPass
 from pipeline.model.native_layer import Session
-
-
-@dataclass(frozen=True)
-class Opening:
-    """How a batch begins, run once for all of its rows. ``cache`` is ``None`` where nothing is shared."""
-
-    tokens: int = 0
-    cache: Any = None
-
-    @classmethod
-    def of(cls, backbone: Backbone, prompts: Sequence[Prompt]) -> Opening:
-        """What ``prompts`` share before their questions begin: memory layers look at the questions' tokens alone."""
-        tokens = takewhile(lambda column: len(set(column)) == 1, zip(*(prompt.ids for prompt in prompts), strict=False))
-        shared = min(sum(1 for _ in tokens), *(prompt.opening for prompt in prompts))
-        if len(prompts) == 1 or shared == 0:
-            return cls()
-        ids = torch.tensor([prompts[0].ids[:shared]], device=backbone.device)
-        cache = backbone.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        cache.batch_repeat_interleave(len(prompts))
-        return cls(shared, cache)
-
-    def rest(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        return [Prompt(prompt.ids[self.tokens :], prompt.span[self.tokens :]) for prompt in prompts]
 
 
 class Rows:
@@ -52,12 +27,11 @@ class Rows:
 
     def begin(self, batch: Batch, opening: Opening) -> Tensor:
         """Run what follows the ``opening``; the logits after each prompt (batch, vocabulary)."""
-        shared = batch.mask.new_ones(len(batch.ids), opening.tokens)
-        self._cache, self._mask = opening.cache, torch.cat([shared, batch.mask], dim=1)
-        self._positions = batch.positions[:, -1:] + opening.tokens
+        positions = opening.positions(batch)
+        self._cache, self._mask, self._positions = opening.cache, opening.mask(batch), positions[:, -1:]
         # By its place: a slice would be a view, over which the output projection takes three times as long.
         last = torch.tensor([-1], device=batch.ids.device)
-        logits = self._forward(batch.ids, batch.positions + opening.tokens, last)[:, -1]
+        logits = self._forward(batch.ids, positions, last)[:, -1]
         if self.memory is not None:
             self.memory.span = None  # the question has been read: from here on every token is an answer's
         return logits

@@ -17,8 +17,7 @@ from transformers import DynamicCache
 
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.memory.context import Told, with_lessons
-from pipeline.model.backbone import Backbone, Prompt
-from pipeline.model.greedy import Opening
+from pipeline.model.backbone import Backbone, Opening, Prompt
 from pipeline.model.memory_layer import MemoryPass, attached
 from pipeline.train.kept import BUDGET_BYTES, Kept
 
@@ -170,14 +169,12 @@ def logits_of_whole(
     """
     targets, prompts = Targets.of(sequences, backbone), [s.prompt for s in sequences]
     opening = Opening.of(backbone, prompts) if share_opening and below is None else Opening()
-    batch = backbone.batch(opening.rest(prompts))
-    ids = torch.cat([batch.ids, targets.ids[:, :-1]], dim=1)
-    own = torch.cat([batch.mask, torch.ones_like(targets.ids[:, :-1])], dim=1)
+    batch = backbone.batch(opening.rest(prompts)).followed_by(targets.ids[:, :-1])
     with below.entered(backbone, sequences) if below else nullcontext():
         logits = backbone.model(
-            input_ids=ids,
-            attention_mask=torch.cat([own.new_ones(len(own), opening.tokens), own], dim=1),
-            position_ids=opening.tokens + (own.cumsum(-1) - 1).clamp(min=0),
+            input_ids=batch.ids,
+            attention_mask=opening.mask(batch),
+            position_ids=opening.positions(batch),
             past_key_values=opening.cache,
             use_cache=opening.cache is not None,
             logits_to_keep=targets.ids.shape[1],

@@ -8,7 +8,7 @@ import torch
 from pipeline.evaluate.protocol import SYSTEM_PROMPT, Message, prompt_messages
 from pipeline.memory.mixture import Mixture
 from pipeline.model.answerer import Answerer
-from pipeline.model.greedy import Opening
+from pipeline.model.backbone import Opening
 from tests.tiny import LESSONS, REPLAY, UNRELATED
 
 QUESTIONS = [question for question, _ in LESSONS] + [*UNRELATED, *REPLAY]
