@@ -71,14 +71,18 @@ class Entry:
 
 
 def a_hundredth(log: Log) -> list[LessonLine]:
-    earlier = [line for lines in log for line in lines]
-    return sample(earlier, round(LOG_SHARE * len(earlier) + 0.5), seed=len(earlier))
+    return drawn(log, round(LOG_SHARE * sum(map(len, log)) + 0.5))
 
 
 def as_many(log: Log) -> list[LessonLine]:
-    """As many as a cycle has, drawn alike from all of them."""
+    """As many as a cycle has."""
+    return drawn(log, len(log[0]) if log else 0)
+
+
+def drawn(log: Log, count: int) -> list[LessonLine]:
+    """So many of the log, all alike."""
     earlier = [line for lines in log for line in lines]
-    return sample(earlier, len(log[0]) if log else 0, seed=len(earlier))
+    return sample(earlier, count, seed=len(earlier))
 
 
 DENSE: dict[str, Any] = {

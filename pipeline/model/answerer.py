@@ -120,10 +120,8 @@ class Answerer:
                 yield rows, rows.begin(batch, opening)
 
     def _opened(self, prompts: Sequence[Prompt]) -> tuple[Opening, Batch]:
-        """What the prompts share, which has run, and what follows it in each."""
         # A native memory layer reads a prompt as a whole: what came right before a token is part of its address.
-        opening = Opening() if self.bundle.written else Opening.of(self.backbone, prompts)
-        return opening, self.backbone.batch(opening.rest(prompts))
+        return self.backbone.opened(prompts, share=not self.bundle.written)
 
     def _generate(self, prompts: Sequence[Prompt], mixtures: Sequence[Mixture | None], limit: int) -> list[Generation]:
         backbone = self.backbone

@@ -63,8 +63,7 @@ class Opening:
     @classmethod
     def of(cls, backbone: Backbone, prompts: Sequence[Prompt]) -> Opening:
         """What ``prompts`` share before their questions begin: memory layers look at the questions' tokens alone."""
-        tokens = takewhile(lambda column: len(set(column)) == 1, zip(*(prompt.ids for prompt in prompts), strict=False))
-        shared = min(sum(1 for _ in tokens), *(prompt.opening for prompt in prompts))
+        shared = min(common_length([prompt.ids for prompt in prompts]), *(prompt.opening for prompt in prompts))
         if len(prompts) == 1 or shared == 0:
             return cls()
         ids = torch.tensor([prompts[0].ids[:shared]], device=backbone.device)
@@ -82,6 +81,21 @@ class Opening:
     def positions(self, batch: Batch) -> Tensor:
         """Of its own tokens."""
         return self.tokens + batch.positions
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Of one forward pass over a batch that follows."""
+        return {
+            "input_ids": batch.ids,
+            "attention_mask": self.mask(batch),
+            "position_ids": self.positions(batch),
+            "past_key_values": self.cache,
+            "use_cache": self.cache is not None,
+        }
+
+
+def common_length(rows: Sequence[Sequence[int]]) -> int:
+    """Of the beginning that all rows share."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 class _ReachedError(Exception):
@@ -138,25 +152,23 @@ class Backbone:
 
         ``opening``: what the batch follows, for one pass.
         """
-        opening = opening or Opening()
 
         def stop(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
             raise _ReachedError(output if isinstance(output, Tensor) else output[0])
 
         handle = self.layers[layer].register_forward_hook(stop)
         try:
-            self.model(
-                input_ids=batch.ids,
-                attention_mask=opening.mask(batch),
-                position_ids=opening.positions(batch),
-                past_key_values=opening.cache,
-                use_cache=opening.cache is not None,
-            )
+            self.model(**(opening or Opening()).inputs(batch))
         except _ReachedError as reached:
             return reached.hidden
         finally:
             handle.remove()
         raise AssertionError("a decoder runs through all of its layers")
+
+    def opened(self, prompts: Sequence[Prompt], *, share: bool = True) -> tuple[Opening, Batch]:
+        """What the prompts share, which has run, and what follows it in each; without ``share``, nothing and all."""
+        opening = Opening.of(self, prompts) if share else Opening()
+        return opening, self.batch(opening.rest(prompts))
 
     def answer_ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

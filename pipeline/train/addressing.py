@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.config import MemoryLayerSettings
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.model.address import AddressHead, last_tokens, load_head, shipped_head, untrained_head
-from pipeline.model.backbone import Backbone, Opening
+from pipeline.model.backbone import Backbone
 from pipeline.model.memory_layer import MemoryState, span_mean
 from pipeline.model.product_keys import product_key, product_topk
 
@@ -52,8 +52,7 @@ def _key_layer_states(
 
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        opening = Opening.of(backbone, [prompts[i] for i in chosen])
-        batch = backbone.batch(opening.rest([prompts[i] for i in chosen]))
+        opening, batch = backbone.opened([prompts[i] for i in chosen])
         yield chosen, backbone.states(batch, layer, opening), batch.span
 
 

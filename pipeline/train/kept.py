@@ -16,7 +16,8 @@ class Kept(Generic[Thing, Result]):
 
     A result depends in its last bits on what else was in the batch that computed it. So results that are kept are
     computed in groups of their own, whenever the first of a group is asked for: a resumed run, which asks in another
-    order, gets the same bits. ``things`` come in an order that pads little, ``size`` is a result's in bytes.
+    order, gets the same bits. ``tokens`` says how many of them a thing has (those of one group have about as many),
+    ``token_bytes`` how large its result is for each.
     """
 
     group_size = 16
@@ -25,17 +26,18 @@ class Kept(Generic[Thing, Result]):
         self,
         things: Iterable[Thing],
         compute: Callable[[Sequence[Thing]], Sequence[Result]],
-        size: Callable[[Thing], int],
+        tokens: Callable[[Thing], int],
+        token_bytes: int,
         budget_bytes: int = BUDGET_BYTES,
     ) -> None:
-        ordered = list(dict.fromkeys(things))
+        ordered = sorted(dict.fromkeys(things), key=tokens)
         self._groups = [ordered[i : i + self.group_size] for i in range(0, len(ordered), self.group_size)]
         self._group = {thing: number for number, group in enumerate(self._groups) for thing in group}
         self._compute = compute
         self._kept: dict[Thing, Result] = {}
         self._lasting = 0  # groups that are kept
         for group in self._groups:
-            budget_bytes -= sum(map(size, group))
+            budget_bytes -= token_bytes * sum(map(tokens, group))
             if budget_bytes < 0:
                 break
             self._lasting += 1

@@ -11,9 +11,9 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -177,7 +177,7 @@ class MemoryMethod(LessonMethod):
         champion = (answerer.memory, read_before)
         prefixes = PrefixCache(backbone, [task.sequence.prompt for task in (*self.tasks, *self.replay_tasks)])
         self.tasks, self.replay_tasks = (
-            [replace(task, home=prefixes.group(task.sequence.prompt)) for task in tasks]
+            [replace(task, home=prefixes.layers.group(task.sequence.prompt)) for task in tasks]
             for tasks in (self.tasks, self.replay_tasks)
         )
         self.learner: Learner = MemoryLearner(backbone, placed, weights, len(set(slots)), champion, prefixes)
@@ -267,7 +267,8 @@ class DenseMethod(LessonMethod):
 
     def _below(self, sequences: Sequence[Continuation]) -> LowerStates | None:
         """What the layers below the first trained one make of ``sequences``."""
-        first = len(self.backbone.layers) - int(self.settings.method.partition(":")[2] or sys.maxsize)
+        frozen = takewhile(lambda layer: not any(p.requires_grad for p in layer.parameters()), self.backbone.layers)
+        first = sum(1 for _ in frozen)
         return LowerStates(self.backbone, first, sequences) if first > 0 else None
 
     def changed(self) -> dict[str, Tensor]:

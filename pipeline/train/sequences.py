@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from transformers import DynamicCache
 
 from pipeline.evaluate.protocol import prompt_messages
 from pipeline.memory.context import Told, with_lessons
-from pipeline.model.backbone import Backbone, Opening, Prompt
+from pipeline.model.backbone import Backbone, Prompt, common_length
 from pipeline.model.memory_layer import MemoryPass, attached
 from pipeline.train.kept import BUDGET_BYTES, Kept
 
@@ -63,15 +62,12 @@ class PrefixCache:
 
     def __init__(self, backbone: Backbone, prompts: Sequence[Prompt], budget_bytes: int = BUDGET_BYTES) -> None:
         self.backbone = backbone
-        ordered = sorted(dict.fromkeys(prompts), key=lambda prompt: len(prompt.ids))  # little padding
-        self._shared = _common_length(ordered)
-        self._beginning = self._run([p.ids[: self._shared] for p in ordered[:1]], []) if self._shared else []
-        token = self._bytes_per_token() if ordered else 0
-        self.layers = Kept(ordered, self._compute, lambda prompt: token * self._own(prompt), budget_bytes)
-
-    def group(self, prompt: Prompt) -> int:
-        """The number of the group that the prompt is computed in."""
-        return self.layers.group(prompt)
+        distinct = list(dict.fromkeys(prompts))
+        # Every prompt keeps a token of its own, and its last one.
+        self._shared = common_length([p.ids[:-2] for p in distinct]) if len(distinct) > 1 else 0
+        self._beginning = self._run([distinct[0].ids[: self._shared]], []) if self._shared else []
+        token_bytes = self._bytes_per_token() if distinct else 0
+        self.layers = Kept(distinct, self._compute, self._own, token_bytes, budget_bytes)
 
     def batch(self, prompts: Sequence[Prompt]) -> tuple[DynamicCache, Tensor]:
         """Caches of several prompts and their mask (batch, tokens): the shared beginning, padding, the prompt's own."""
@@ -126,14 +122,6 @@ class PrefixCache:
         return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _common_length(prompts: Sequence[Prompt]) -> int:
-    """Of the beginning that all prompts share; every prompt keeps a token of its own, and its last one."""
-    if len(prompts) < 2:
-        return 0
-    columns = zip(*(prompt.ids[:-2] for prompt in prompts), strict=False)
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
 def logits_after_prefix(
     backbone: Backbone, prefixes: PrefixCache, sequences: Sequence[Continuation], memory: MemoryPass | None
 ) -> tuple[Tensor, Targets]:
@@ -168,18 +156,10 @@ def logits_of_whole(
     is the sum over the rows: no token sees a later one. Without either every row runs through every layer once.
     """
     targets, prompts = Targets.of(sequences, backbone), [s.prompt for s in sequences]
-    opening = Opening.of(backbone, prompts) if share_opening and below is None else Opening()
-    batch = backbone.batch(opening.rest(prompts)).followed_by(targets.ids[:, :-1])
+    opening, batch = backbone.opened(prompts, share=share_opening and below is None)
+    batch = batch.followed_by(targets.ids[:, :-1])
     with below.entered(backbone, sequences) if below else nullcontext():
-        logits = backbone.model(
-            input_ids=batch.ids,
-            attention_mask=opening.mask(batch),
-            position_ids=opening.positions(batch),
-            past_key_values=opening.cache,
-            use_cache=opening.cache is not None,
-            logits_to_keep=targets.ids.shape[1],
-        ).logits
-    return logits, targets
+        return backbone.model(**opening.inputs(batch), logits_to_keep=targets.ids.shape[1]).logits, targets
 
 
 class LowerStates:
@@ -191,9 +171,8 @@ class LowerStates:
         self.backbone, self.first = backbone, first
         self._in_tuples = False  # whether this architecture's layers return their states so
         parameter = next(backbone.model.parameters())
-        token = int(backbone.model.config.get_text_config().hidden_size) * parameter.element_size()
-        ordered = sorted(sequences, key=lambda sequence: len(_taken(sequence)))
-        self.states = Kept(ordered, self._compute, lambda sequence: token * len(_taken(sequence)), budget_bytes)
+        token_bytes = int(backbone.model.config.get_text_config().hidden_size) * parameter.element_size()
+        self.states = Kept(sequences, self._compute, lambda s: len(_taken(s)), token_bytes, budget_bytes)
 
     @contextmanager
     def entered(self, backbone: Backbone, sequences: Sequence[Continuation]) -> Iterator[None]:

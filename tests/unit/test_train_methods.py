@@ -173,7 +173,7 @@ def test_what_does_not_fit_into_memory_is_computed_again() -> None:
         computed.extend(things)
         return [10 * thing for thing in things]
 
-    kept = Kept(range(40), compute, size=lambda _thing: 1, budget_bytes=20)
+    kept = Kept(range(40), compute, tokens=lambda _thing: 1, token_bytes=1, budget_bytes=20)
     assert kept([3, 39, 3]) == [30, 390, 30]
     assert computed == [*range(16), 39]  # a group of what is kept, and the last one by itself
     assert kept([15, 39]) == [150, 390]
