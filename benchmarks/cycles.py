@@ -8,10 +8,11 @@ withheld wording (R[i][j], whole strings, greedy free generation, no lesson memo
 prompts and neighbours (output string identical), and the retention probes. Methods can be measured apart, into files
 that ``--methods none --merge FILE ...`` puts into one table.
 
-**Equal compute**: a cycle may push at most ``--budget`` sequences per lesson through forward and backward, replayed
-ones included, and stops earlier where the mean loss per token falls to the recipe's target. So a method that replays a
-growing log sees less of it, and gets no more compute. The default is what the recipe's memory layers took at most
-(6 to 9); of their backward pass the lower layers are no part, so in seconds, which are reported too, they take less.
+**Equal compute**: a cycle may push ``--budget`` sequences per lesson through forward and backward, replayed ones
+included (the last batch is finished), and stops earlier where the mean loss per token falls to the recipe's target.
+So a method that replays a growing log sees less of it, and gets no more compute. The default is what the recipe's
+memory layers took at most (6 to 9); of their backward pass the lower layers are no part, so in seconds, which are
+reported too, they take less.
 
     none        no update
     naive       fine-tuning of all weights on the cycle alone
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -245,16 +247,18 @@ def nothing_done(sheet: dict[str, Any], cycles: int) -> dict[str, Any]:
 
 
 def trained(answerer: Answerer, data: TrainingSet, recipe: Recipe, budget: int) -> tuple[Bundle, int]:
-    """The bundle after training, and how many sequences it took: never more than ``budget``, one epoch at least."""
+    """The bundle after training, and how many sequences it took: ``budget``, or more by less than a batch."""
     in_epoch = round(len(data.items) * (1 + recipe.train.replay_ratio))
-    epochs = max(1, min(recipe.train.epochs, budget // in_epoch))
+    epochs = min(recipe.train.epochs, math.ceil(budget / in_epoch))
     settings = recipe.with_changes({"train.epochs": epochs}).train
     torch.manual_seed(settings.seed)
     method = build_method(answerer, data, settings, Sharing())
-    loop, epoch = Loop(method, settings), 0
-    for step in loop.run():
-        epoch += step.epoch_loss is not None
-    return method.result(), epoch * (len(data.items) + min(len(method.replay_tasks), in_epoch - len(data.items)))
+    sequences = 0
+    for step in Loop(method, settings).run():
+        sequences += step.sequences
+        if sequences >= budget:
+            break
+    return method.result(), sequences
 
 
 def report(name: str, found: dict[str, Any]) -> None:
@@ -270,7 +274,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per-cycle", type=int, default=100)
     parser.add_argument("--methods", nargs="+", choices=["none", *ENTRIES], default=list(ENTRIES))
     parser.add_argument("--merge", type=Path, nargs="+", default=[], help="results of other methods, asked the same")
-    parser.add_argument("--budget", type=int, default=10, help="sequences per lesson and cycle, at most")
+    parser.add_argument("--budget", type=int, default=10, help="sequences per lesson and cycle")
     parser.add_argument("--unrelated", type=int, default=1000)
     parser.add_argument("--neighbours", type=int, default=100)
     parser.add_argument("--retention", type=int, default=100)

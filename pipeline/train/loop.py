@@ -55,6 +55,7 @@ class Step:
     number: int
     steps: int
     tokens: int
+    sequences: int  # of the step, replayed ones included
     epoch_loss: float | None = None  # mean per target token over all ranks, after an epoch's last step
 
 
@@ -92,7 +93,7 @@ class Loop:
             done = self.cursor
             self.cursor = replace(done, batch=number, loss=done.loss + loss, tokens=done.tokens + tokens)
             ended = self._end_epoch() if number == len(batches) else None
-            yield Step(step, steps, tokens, ended)
+            yield Step(step, steps, tokens, len(batch), ended)
         if not batches:
             self.cursor = Cursor(self.settings.epochs)
 
